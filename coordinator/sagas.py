@@ -1,0 +1,212 @@
+"""``/sagas``: start one, look at one, wait for one, list them."""
+
+import re
+from typing import Annotated, Any
+from urllib.parse import urlencode
+from uuid import UUID
+
+import orjson
+from fastapi import APIRouter, Query, Request
+from starlette.responses import Response
+
+from coordinator import cursor, openapi, submission
+from coordinator.metrics import Metrics
+from coordinator.models import ListQuery, SagaCreated, SagaPage, SagaView, WaitQuery
+from coordinator.problems import Conflict, Malformed, Problem, Unavailable
+from coordinator.services import KafkaUnavailable, Services
+from coordinator.settings import Settings
+from coordinator.store import SagaExists, SagaFilter, Store
+from coordinator.views import SagaRow, time, view
+from coordinator.waiting import Waiting
+
+_WAIT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m)?", re.ASCII)
+_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0}
+
+
+def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(document), status, headers, media_type="application/json")
+
+
+def wait_seconds(text: str | None, limit: float) -> float:
+    """The length of ``?wait=``, cut to ``limit``; raises Malformed."""
+    if text is None:
+        return 0.0
+    found = _WAIT.fullmatch(text)
+    if found is None:
+        raise Malformed([("wait", "is a time such as 30s, 30, 500ms or 1m")])
+    return min(float(found[1]) * _UNIT_SECONDS[found[2]], limit)
+
+
+def check_content(request: Request) -> None:
+    """Only JSON in UTF-8 is read (RFC 8259); anything else is 415."""
+    kind, _, parameters = request.headers.get("content-type", "").partition(";")
+    name, _, value = parameters.strip().partition("=")
+    charset = value.strip().strip('"').lower() if name.strip().lower() == "charset" else "utf-8"
+    if kind.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
+        raise Problem(415, "unsupported-media-type", "The body is JSON in UTF-8: Content-Type: application/json.")
+    if request.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Problem(415, "unsupported-media-type", "The body is not compressed: no Content-Encoding.")
+
+
+class Sagas:
+    """The routes and what they need."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        waiting: Waiting,
+        services: Services,
+        submissions: submission.Submissions,
+        metrics: Metrics,
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._waiting = waiting
+        self._services = services
+        self._submissions = submissions
+        self._metrics = metrics
+
+    async def create(self, request: Request) -> Response:
+        """Start a saga. It is durable when the answer comes, and runs from then on.
+
+        With an `Idempotency-Key`, the same request sent again is answered as the first one was, with
+        `Idempotency-Replayed: true`; another body under the same key is 422. Keys are shared by all clients of
+        this coordinator.
+
+        After 503 a saga may or may not have been written: send it again with the same `saga_id` or
+        `Idempotency-Key` to have it once.
+        """
+        check_content(request)
+        key = submission.idempotency_key(request.headers.getlist("idempotency-key"))
+        wanted, plain = submission.parse(await request.body())
+        saga = await self._submissions.make(wanted, submission.traceparent(request.headers.get("traceparent")))
+        await self._check_services(saga.services, [step.service_name for step in wanted.steps])
+        digest = None if key is None else submission.digest(plain)
+        try:
+            saga_id, holder = await self._store.create(saga, key, digest)
+        except SagaExists as error:
+            raise await self._conflict(saga.saga_id) from error
+        headers = {"Location": f"/sagas/{saga_id}"}
+        if holder is None:
+            self._metrics.created.inc()
+        elif holder != digest:
+            raise Malformed(
+                [("Idempotency-Key", "is new for each saga; this one was sent with another body")],
+                slug="idempotency-key-reused",
+            )
+        else:
+            headers["Idempotency-Replayed"] = "true"
+        return answer({"saga_id": saga_id, "state": "STARTED"}, 201, headers)
+
+    async def show(self, request: Request, saga_id: UUID, query: Annotated[WaitQuery, Query()]) -> Response:
+        """One saga with its steps; with `?wait=` as soon as it has ended, or as it is when the time is over."""
+        seconds = wait_seconds(query.wait, self._settings.wait_limit_seconds)
+        if seconds <= 0:
+            return answer(view(self._found(saga_id, await self._store.read(saga_id))))
+        with self._waiting.register(saga_id) as woken:
+            row: SagaRow | None = self._found(saga_id, await self._store.read(saga_id))
+            if row is not None and not row.ended:
+                await request.body()  # after it the only message left to receive is the disconnect
+                row = await self._waiting.until(woken, seconds, request.receive)
+        return answer(view(self._found(saga_id, row or await self._store.read(saga_id))))
+
+    async def list(self, query: Annotated[ListQuery, Query()]) -> Response:
+        """Sagas, newest first, a page at a time."""
+        limit = query.limit or self._settings.page_size
+        if limit > self._settings.max_page_size:
+            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        wanted = SagaFilter(
+            name=query.name,
+            states=query.state or (),
+            service=query.service,
+            created_after=query.created_after,
+            created_before=query.created_before,
+            needs_attention=query.needs_attention,
+            after=None if query.cursor is None else cursor.decode(query.cursor),
+        )
+        rows = await self._store.page(wanted, limit + 1)
+        following = None
+        if len(rows) > limit:
+            rows = rows[:limit]
+            following = cursor.encode(rows[-1]["created_at"], rows[-1]["id"])
+        for row in rows:
+            row["saga_id"] = row.pop("id")
+            row["created_at"] = time(row["created_at"])
+            row["updated_at"] = time(row["updated_at"])
+        return answer(
+            {
+                "sagas": rows,
+                "next": None if following is None else _next(query, following),
+                "next_cursor": following,
+            }
+        )
+
+    async def _check_services(self, distinct: list[str], of_steps: list[str]) -> None:
+        try:
+            unknown = await self._services.unknown(distinct)
+        except KafkaUnavailable as error:
+            raise Unavailable(
+                "Not every service of this saga is known here, and Kafka cannot be asked. Nothing was written.", 5
+            ) from error
+        if unknown:
+            raise Malformed(
+                [
+                    (
+                        f"steps[{i}].service_name",
+                        f"is a service with a command topic; {name!r} has none. "
+                        f"Add it with: fluxora service add {name} --database-url postgresql://...",
+                    )
+                    for i, name in enumerate(of_steps)
+                    if name in unknown
+                ],
+                slug="unknown-service",
+            )
+
+    async def _conflict(self, saga_id: UUID) -> Problem:
+        row = await self._store.read(saga_id)
+        state = "unknown" if row is None else row.state.value
+        return Conflict(f"There is a transaction {saga_id} already; its state is {state}. Nothing was written.", state)
+
+    def _found(self, saga_id: UUID, row: SagaRow | None) -> SagaRow:
+        if row is None:
+            raise Problem(404, "not-found", f"There is no saga {saga_id}.")
+        return row
+
+
+def _next(query: ListQuery, following: str) -> str:
+    pairs = query.model_dump(mode="json", exclude_none=True) | {"cursor": following}
+    return f"/sagas?{urlencode(pairs, doseq=True)}"
+
+
+def router(sagas: Sagas) -> APIRouter:
+    routes = APIRouter(tags=["sagas"])
+    routes.add_api_route(
+        "/sagas",
+        sagas.create,
+        methods=["POST"],
+        status_code=201,
+        operation_id="createSaga",
+        summary="Start a saga",
+        responses=openapi.answers(
+            SagaCreated, 201, 408, 409, 413, 415, 422, 503, headers=("Location", "Idempotency-Replayed")
+        ),
+        openapi_extra=openapi.CREATE,
+    )
+    routes.add_api_route(
+        "/sagas",
+        sagas.list,
+        methods=["GET"],
+        operation_id="listSagas",
+        summary="List sagas",
+        responses=openapi.answers(SagaPage, 200, 422, 503),
+    )
+    routes.add_api_route(
+        "/sagas/{saga_id}",
+        sagas.show,
+        methods=["GET"],
+        operation_id="getSaga",
+        summary="One saga, now or at its end",
+        responses=openapi.answers(SagaView, 200, 404, 422, 503),
+    )
+    return routes

@@ -1,0 +1,275 @@
+"""The coordinator's SQL: a saga is made by one statement, and read.
+
+psycopg's own async pool rather than SQLAlchemy's async engine: the statements are few and fixed, one creation is
+one round trip in autocommit, and the greenlet between the two would be a good part of its cost.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+import psycopg
+import structlog
+from psycopg import AsyncConnection, errors
+from psycopg.rows import dict_row
+from psycopg.types.json import set_json_loads
+from psycopg_pool import AsyncConnectionPool, PoolTimeout, TooManyRequests
+
+from coordinator.settings import Settings
+from coordinator.submission import Submission
+from coordinator.views import SagaRow
+from participant.outbox import AVRO
+from participant.sagas import INPUT_TOPIC, STARTED
+from saga_processors.saga import SagaState
+from schemas import FluxoraError
+
+log = structlog.get_logger()
+
+SOURCE = "/fluxora/coordinator"
+_T = TypeVar("_T")
+Connection = AsyncConnection[dict[str, Any]]
+
+
+class DatabaseUnavailable(FluxoraError):
+    """PostgreSQL does not answer in time. A read may be repeated; a creation may or may not have been written."""
+
+
+class SagaExists(FluxoraError):
+    """There is a saga with this id; nothing was written."""
+
+
+# One statement is one transaction and one round trip: all three rows are there, or none. The key comes first: when
+# another request holds it, PostgreSQL waits for that one to commit, `taken` is empty, and nothing is written.
+_WRITE = """
+    written AS (
+        INSERT INTO public.transactions
+            (id, kind, name, state, services, version, definition, created_at, updated_at)
+        SELECT %(saga_id)s, 'saga', %(name)s::text, 'STARTED', %(services)s::text[], 0, %(definition)s::json,
+               now(), now()
+        {from_taken}
+        RETURNING id
+    )
+    INSERT INTO fluxora.outbox
+        (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
+    SELECT %(event_id)s, %(type)s::text, id::text, %(type)s::text, %(payload)b::bytea, %(topic)s::text,
+           %(source)s::text, %(traceparent)s::text, %(content_type)s::text
+    FROM written
+"""
+_CREATE = "WITH" + _WRITE.format(from_taken="")
+_CREATE_ONCE = """
+    WITH taken AS (
+        INSERT INTO public.idempotency_keys (key, request_digest, transaction_id)
+        VALUES (%(key)s, %(digest)b, %(saga_id)s)
+        ON CONFLICT (key) DO NOTHING
+        RETURNING key
+    ),""" + _WRITE.format(from_taken="FROM taken")
+
+_COLUMNS = "id, name, state, definition, progress, needs_attention, parked, created_at, updated_at"
+_READ = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = %s AND kind = 'saga'"
+_READ_ENDED = (
+    f"SELECT {_COLUMNS} FROM public.transactions WHERE id = ANY(%s) AND state IN ('COMPLETED', 'FAILED')"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class SagaFilter:
+    name: str | None = None
+    states: Sequence[SagaState] = ()
+    service: str | None = None
+    created_after: datetime | None = None
+    created_before: datetime | None = None
+    needs_attention: bool | None = None
+    #: Only what comes after this place, newest first.
+    after: tuple[datetime, UUID] | None = None
+
+
+class Store:
+    """Reads and writes through a bounded pool; every wait has a limit."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._timeout = settings.statement_timeout_seconds
+        self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
+            settings.database_url,
+            connection_class=AsyncConnection[dict[str, Any]],
+            kwargs=connect_arguments(settings),
+            configure=_configure,
+            min_size=min(4, settings.pool_size),
+            max_size=settings.pool_size,
+            timeout=settings.pool_wait_seconds,
+            max_waiting=settings.pool_queue,
+            # Its backoff doubles without a cap. Given up early, the next request that needs a connection asks anew.
+            reconnect_timeout=1.0,
+            open=False,
+        )
+
+    async def open(self) -> None:
+        """Start connecting; does not wait, so the process starts while PostgreSQL is down."""
+        await self._pool.open(wait=False)
+
+    async def close(self) -> None:
+        await self._pool.close(timeout=2.0)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a connection."""
+        return self._pool.get_stats().get("requests_waiting", 0)
+
+    async def create(self, saga: Submission, key: str | None, digest: bytes | None) -> tuple[UUID, bytes | None]:
+        """Write the saga, its first input and its key.
+
+        Returns the saga's id, and ``None`` or, if the key was taken, the digest of the request that took it (the id
+        is then that request's saga).
+
+        Raises:
+            SagaExists: the id is taken.
+            DatabaseUnavailable: it may or may not have been written; sent again with the same id or key it is
+                written once.
+        """
+        values = {
+            "saga_id": saga.saga_id,
+            "name": saga.name,
+            "services": saga.services,
+            "definition": saga.definition.decode(),
+            "event_id": saga.event_id,
+            "type": STARTED,
+            "payload": saga.payload,
+            "topic": INPUT_TOPIC,
+            "source": SOURCE,
+            "traceparent": saga.traceparent,
+            "content_type": AVRO,
+            "key": key,
+            "digest": digest,
+        }
+
+        async def work(connection: Connection) -> tuple[UUID, bytes | None]:
+            try:
+                written = await connection.execute(_CREATE if key is None else _CREATE_ONCE, values)
+            except errors.UniqueViolation as error:
+                # A first try may have committed just before its connection broke: the outbox row is then ours.
+                if await _exists(connection, saga.event_id):
+                    return saga.saga_id, None
+                raise SagaExists(str(saga.saga_id)) from error
+            if written.rowcount == 1:
+                return saga.saga_id, None
+            found = await connection.execute(
+                "SELECT transaction_id, request_digest FROM public.idempotency_keys WHERE key = %s", (key,)
+            )
+            holder = await found.fetchone()
+            if holder is None:  # deleted in between
+                return await work(connection)
+            return holder["transaction_id"], holder["request_digest"]
+
+        return await self._run(work)
+
+    async def read(self, saga_id: UUID) -> SagaRow | None:
+        async def work(connection: Connection) -> SagaRow | None:
+            row = await (await connection.execute(_READ, (saga_id,))).fetchone()
+            return None if row is None else _row(row)
+
+        return await self._run(work)
+
+    async def read_ended(self, saga_ids: Sequence[UUID]) -> list[SagaRow]:
+        """Those of the sagas that have ended."""
+
+        async def work(connection: Connection) -> list[SagaRow]:
+            rows = await (await connection.execute(_READ_ENDED, (list(saga_ids),))).fetchall()
+            return [_row(row) for row in rows]
+
+        return await self._run(work)
+
+    async def page(self, wanted: SagaFilter, limit: int) -> list[dict[str, Any]]:
+        """Summaries of at most ``limit`` sagas, newest first, as columns."""
+        conditions = ["kind = 'saga'"]
+        values: dict[str, Any] = {"limit": limit}
+        for condition, name, value in (
+            ("name = %(name)s", "name", wanted.name),
+            ("state = ANY(%(states)s)", "states", list(wanted.states) or None),
+            ("%(service)s = ANY(services)", "service", wanted.service),
+            ("created_at > %(created_after)s", "created_after", wanted.created_after),
+            ("created_at < %(created_before)s", "created_before", wanted.created_before),
+            ("needs_attention = %(needs_attention)s", "needs_attention", wanted.needs_attention),
+        ):
+            if value is not None:
+                conditions.append(condition)
+                values[name] = value
+        if wanted.after is not None:
+            conditions.append("(created_at, id) < (%(after_time)s, %(after_id)s)")
+            values["after_time"], values["after_id"] = wanted.after
+        statement = (
+            "SELECT id, name, state, services, needs_attention, parked, created_at, updated_at "
+            f"FROM public.transactions WHERE {' AND '.join(conditions)} "
+            "ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+        )
+
+        async def work(connection: Connection) -> list[dict[str, Any]]:
+            # No preparation: every set of filters is another statement.
+            return await (await connection.execute(statement, values, prepare=False)).fetchall()
+
+        return await self._run(work)
+
+    async def check(self) -> None:
+        """Raise DatabaseUnavailable, saying why, unless a saga could be written."""
+
+        async def work(connection: Connection) -> None:
+            await connection.execute("SELECT 1 FROM public.transactions, fluxora.outbox LIMIT 0")
+
+        await self._run(work)
+
+    async def _run(self, work: Callable[[Connection], Awaitable[_T]]) -> _T:
+        """Do ``work`` on a connection; once more if the connection turns out to have been dead in the pool."""
+        for last in (False, True):
+            dead = False
+            try:
+                async with asyncio.timeout(self._timeout + 2.0), self._pool.connection() as connection:
+                    try:
+                        return await work(connection)
+                    except psycopg.OperationalError:
+                        dead = connection.closed
+                        raise
+            except (PoolTimeout, TooManyRequests, TimeoutError) as error:
+                raise DatabaseUnavailable(f"PostgreSQL: {error or 'no answer in time'}") from error
+            except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
+                raise DatabaseUnavailable(
+                    f"the coordinator's tables are not there; run `fluxora init` ({error.diag.message_primary})"
+                ) from error
+            except (errors.ReadOnlySqlTransaction, errors.InsufficientPrivilege) as error:
+                raise DatabaseUnavailable(f"PostgreSQL: {error.diag.message_primary}") from error
+            except psycopg.OperationalError as error:
+                if last or not dead:
+                    raise DatabaseUnavailable(f"PostgreSQL: {error}") from error
+                log.warning("connection lost, trying once more", error=str(error))
+                await self._pool.check()  # the others of the same age are as dead
+        raise AssertionError("unreachable")
+
+
+def connect_arguments(settings: Settings) -> dict[str, Any]:
+    """How every connection of the process is made: no wait without a limit, also when packets vanish."""
+    return {
+        "autocommit": True,
+        "row_factory": dict_row,
+        "connect_timeout": settings.connect_timeout_seconds,
+        "application_name": "fluxora-coordinator",
+        "options": f"-c statement_timeout={int(settings.statement_timeout_seconds * 1000)}",
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": int(settings.statement_timeout_seconds * 1000) + 5000,
+    }
+
+
+async def _configure(connection: Connection) -> None:
+    set_json_loads(orjson.loads, connection)
+
+
+async def _exists(connection: Connection, event_id: UUID) -> bool:
+    found = await connection.execute("SELECT 1 FROM fluxora.outbox WHERE id = %s", (event_id,))
+    return await found.fetchone() is not None
+
+
+def _row(row: dict[str, Any]) -> SagaRow:
+    row["state"] = SagaState(row["state"])
+    return SagaRow(**row)

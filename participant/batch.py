@@ -1,0 +1,462 @@
+"""One batch of commands, handled in one PostgreSQL transaction.
+
+What happens, and what a crash of the process leaves on each line::
+
+    1  begin                      nothing
+    2  inbox rows of the batch    nothing: the transaction is rolled back by the server, the commands come again
+    3  barrier rows are read      the same
+    4  the handlers run           the same; what a handler did outside this database is the handler's business
+    5  barrier rows, replies      the same
+    6  commit                     in doubt for us, not for the database: either all of 2 to 5 is there, and the
+                                  commands that come again find their inbox rows and are skipped, or nothing is
+    7  Kafka offsets are          the commands come again and are skipped
+       committed (the caller)
+
+A zombie, a second worker with the same commands, waits on line 2 for the rows of the first, and then skips them.
+Two attempts of one step in two workers meet on line 5 at the primary key of the barrier: the later one is rolled
+back whole and tried again, and then reads on line 3 what the first one did.
+
+The batch is tried as if nothing could fail, without savepoints: they halve the throughput (PROTOTYPE.md). When a
+handler raises, or the commit does, everything is rolled back and the batch is cut: at the culprit where it is
+known, else in halves, until the culprit stands alone. What fails alone is recorded as failed, and the saga machine
+decides about further attempts.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import Connection, Engine, event, text
+from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+
+from participant import barrier, outbox
+from participant.barrier import UNSEEN, Decision, Step
+from participant.command import (
+    REPLY,
+    TRANSACTIONS_TOPIC,
+    Command,
+    InvalidResult,
+    Operation,
+    Outcome,
+    Reply,
+    reply_from,
+    reply_record,
+    storable,
+)
+from participant.crashpoint import crash_at
+from participant.handlers import Handler, Handlers
+from schemas import Codec, RegistryUnavailable
+
+log = structlog.get_logger(__name__)
+
+_T = TypeVar("_T")
+StepKey = tuple[uuid.UUID, str]
+
+# Sorted, so that two workers with the same commands take the rows in the same order and cannot deadlock on them.
+_CLAIM = text("""
+    INSERT INTO fluxora.inbox (command_id)
+    SELECT id FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id COLLATE "C"
+    ON CONFLICT DO NOTHING
+    RETURNING command_id
+""")
+_READ_BARRIER = text("""
+    SELECT b.transaction_id, b.step, b.operation, b.outcome, b.result, b.reason
+    FROM unnest(CAST(:transaction_ids AS uuid[]), CAST(:steps AS text[])) AS k(transaction_id, step)
+    JOIN fluxora.barrier b ON b.transaction_id = k.transaction_id AND b.step = k.step COLLATE "C"
+""")
+_WRITE_BARRIER = text("""
+    INSERT INTO fluxora.barrier (transaction_id, step, operation, outcome, result, reason)
+    SELECT * FROM unnest(
+        CAST(:transaction_id AS uuid[]), CAST(:step AS text[]), CAST(:operation AS text[]),
+        CAST(:outcome AS text[]), CAST(:result AS text[]), CAST(:reason AS text[]))
+""")
+
+#: SQLSTATE classes that say nothing about the command: connection, rollback (serialization, deadlock), resources
+#: (disk full, too many connections), operator intervention (shutdown, failover), system error.
+_INFRASTRUCTURE_CLASSES = ("08", "40", "53", "58")
+_INFRASTRUCTURE_STATES = (
+    "57P01",
+    "57P02",
+    "57P03",
+    "57P05",
+    "25006",
+)  # 25006: a standby that was the primary
+
+
+class Retry(Exception):
+    """The batch met something that is no command's fault. It was rolled back; the same batch is to be tried again."""
+
+
+class _Culprit(Exception):
+    """The batch was rolled back because of these commands, or of one among them."""
+
+    def __init__(self, commands: Sequence[Command], cause: BaseException) -> None:
+        super().__init__(str(cause))
+        self.commands = commands
+        self.cause = cause
+
+
+class _DirtyRefusal(Exception):
+    """A handler refused after it had written: its rows must go, and with them the transaction."""
+
+    def __init__(self, refused: dict[str, Reply]) -> None:
+        super().__init__("refused after writing")
+        self.refused = refused
+
+
+class Batch:
+    """Handles batches of one service. Not bound to a thread, but one batch at a time for one engine."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        handlers: Handlers,
+        codec: Codec,
+        *,
+        service: str,
+        dead_letter: Callable[[Command, BaseException], None],
+        observe: Callable[[Command, Reply], None] = lambda command, reply: None,
+    ) -> None:
+        """``dead_letter`` stores a command that failed for good; it returns when the letter is durable."""
+        self._engine = engine
+        self._handlers = handlers
+        self._codec = codec
+        self._service = service
+        self._dead_letter = dead_letter
+        self._observe = observe
+        self._guard = _Guard(engine)
+
+    def handle(self, commands: Sequence[Command]) -> None:
+        """Handle ``commands``; when it returns, the reply of each is committed.
+
+        The commands of one transaction are handled in the order given. Commands that are handled already are
+        skipped: their replies are in the outbox.
+
+        Raises:
+            Retry: PostgreSQL or the registry is not there, or another worker was faster. Call again with the same
+                commands; those that were committed before it are then skipped.
+        """
+        waiting = [list(commands)] if commands else []
+        decided: dict[str, Reply] = {}
+        while waiting:
+            part = waiting.pop()
+            try:
+                self._attempt(part, decided)
+            except _DirtyRefusal as refusal:
+                decided.update(refusal.refused)
+                waiting.extend(reversed(_before_and_from(part, refusal.refused)))
+            except _Culprit as culprit:
+                if len(part) == 1:
+                    self._record_failure(part[0], culprit.cause)
+                else:
+                    waiting.extend(reversed(_cut(part, culprit.commands)))
+
+    def _attempt(self, commands: Sequence[Command], decided: dict[str, Reply]) -> None:
+        try:
+            with self._engine.begin() as connection:
+                claimed = self._claim(connection, commands)
+                walk = _Walk(connection, self._guard, self._handlers, claimed, decided)
+                walk.run()
+                self._write(connection, walk)
+                crash_at("participant.before_commit")
+            crash_at("participant.after_commit")
+        except (_Culprit, _DirtyRefusal):
+            raise
+        except RegistryUnavailable as error:
+            raise Retry(str(error)) from error
+        except Exception as error:
+            if is_infrastructure(error) or isinstance(error, _BarrierTaken):
+                raise Retry(_first_line(error)) from error
+            # A deferred constraint at the commit, or a handler that swallowed its statement's error.
+            raise _Culprit(commands, error) from error
+        for command, reply in walk.replies:
+            self._observe(command, reply)
+
+    def _claim(self, connection: Connection, commands: Sequence[Command]) -> list[Command]:
+        ids = [command.command_id for command in commands]
+        new = set(connection.execute(_CLAIM, {"ids": ids}).scalars())
+        claimed = []
+        for command in commands:
+            if command.command_id in new:
+                new.remove(command.command_id)  # a second copy in the same batch is skipped
+                claimed.append(command)
+        return claimed
+
+    def _write(self, connection: Connection, walk: "_Walk") -> None:
+        if walk.rows:
+            rows = sorted(walk.rows)  # one order for all workers, as with the inbox
+            columns = ("transaction_id", "step", "operation", "outcome", "result", "reason")
+            try:
+                connection.execute(
+                    _WRITE_BARRIER,
+                    {name: list(column) for name, column in zip(columns, zip(*rows), strict=True)},
+                )
+            except IntegrityError as error:
+                raise _BarrierTaken("another worker handled a step of this batch at the same time") from error
+        self._publish(connection, walk.replies)
+
+    def _publish(self, connection: Connection, replies: Sequence[tuple[Command, Reply]]) -> None:
+        outbox.publish_many(
+            connection,
+            [
+                outbox.Message(
+                    topic=TRANSACTIONS_TOPIC,
+                    key=str(command.transaction_id),
+                    type=REPLY,
+                    payload=self._codec.encode(REPLY, reply_record(command, reply)),
+                    source=self._service,
+                    traceparent=command.traceparent,
+                )
+                for command, reply in replies
+            ],
+        )
+
+    def _record_failure(self, command: Command, error: BaseException) -> None:
+        """Answer FAILED, after the dead letter if no attempt follows.
+
+        A crash between the two leaves a dead letter of a command that comes again: it is tried once more, and may
+        then leave a second letter. The other way round a failure could be without a letter.
+        """
+        log.warning(
+            "command_failed",
+            command_id=command.command_id,
+            transaction_id=str(command.transaction_id),
+            command=command.name,
+            operation=command.operation.value,
+            attempt=command.attempt,
+            final=command.final,
+            exc_info=error,
+        )
+        if command.final:
+            self._dead_letter(command, error)
+        reply = Reply(Outcome.FAILED, reason=storable(f"{type(error).__name__}: {error}"))
+        try:
+            with self._engine.begin() as connection:
+                # No barrier row: the machine's next attempt, with its own command id, may run.
+                if not self._claim(connection, [command]):
+                    return
+                self._publish(connection, [(command, reply)])
+        except Exception as failed:
+            if isinstance(failed, RegistryUnavailable) or is_infrastructure(failed):
+                raise Retry(_first_line(failed)) from failed
+            raise
+        self._observe(command, reply)
+
+
+class _BarrierTaken(Exception):
+    """The barrier row that this batch wants to write is there: another worker committed it since line 3."""
+
+
+class _Walk:
+    """The commands of one transaction, on their way through barrier and handlers."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        guard: "_Guard",
+        handlers: Handlers,
+        commands: list[Command],
+        decided: dict[str, Reply],
+    ) -> None:
+        self._connection = connection
+        self._guard = guard
+        self._handlers = handlers
+        self._commands = commands
+        self._decided = decided
+        self._steps = self._read()
+        self.rows: list[tuple[Any, ...]] = []
+        self.replies: list[tuple[Command, Reply]] = []
+
+    def run(self) -> None:
+        for wave in waves(self._commands):
+            grouped: dict[Handler, list[Command]] = {}
+            for command in wave:
+                self._one(command, grouped)
+            for handler, group in grouped.items():
+                self._group(handler, group)
+
+    def _read(self) -> dict[StepKey, Step]:
+        if not self._commands:
+            return {}
+        keys = list({(command.transaction_id, command.step) for command in self._commands})
+        found = self._connection.execute(
+            _READ_BARRIER, {"transaction_ids": [key[0] for key in keys], "steps": [key[1] for key in keys]}
+        )
+        steps: dict[StepKey, Step] = {}
+        for transaction_id, step, operation, outcome, result, reason in found:
+            key = (transaction_id, step)
+            seen = steps.get(key, UNSEEN)
+            if operation == Operation.ACTION:
+                steps[key] = Step(Outcome(outcome), result, reason, seen.compensated)
+            else:
+                steps[key] = Step(seen.action, seen.result, seen.reason, True)
+        return steps
+
+    def _one(self, command: Command, grouped: dict[Handler, list[Command]]) -> None:
+        """Decide about ``command``; run its handler now, or leave it to its group."""
+        step = self._steps.get((command.transaction_id, command.step), UNSEEN)
+        match barrier.decide(step, command.operation):
+            case Decision.RUN:
+                self._run(command, grouped)
+            case Decision.REPLAY:
+                assert step.action is not None
+                self.replies.append((command, Reply(step.action, step.result, step.reason)))
+            case Decision.TOO_LATE:
+                self.replies.append((command, Reply(Outcome.REFUSED, reason="compensated before it arrived")))
+            case Decision.CANCEL:
+                # The action's row too, so that an action that runs in a zombie right now cannot commit.
+                self._note(command, Operation.ACTION, Reply(Outcome.CANCELLED))
+                self._note(command, Operation.COMPENSATION, Reply(Outcome.DONE))
+                self.replies.append((command, Reply(Outcome.DONE)))
+            case Decision.NOTHING:
+                self._finish(command, Reply(Outcome.DONE))
+            case Decision.UNDONE:
+                self.replies.append((command, Reply(Outcome.DONE)))
+
+    def _run(self, command: Command, grouped: dict[Handler, list[Command]]) -> None:
+        if (known := self._decided.get(command.command_id)) is not None:
+            self._finish(command, known)
+            return
+        if not self._handlers.undoes(command):
+            self._finish(command, Reply(Outcome.DONE))
+            return
+        handler = self._handlers.find(command)
+        if handler is None:
+            self.replies.append((command, self._handlers.unknown(command)))
+            return
+        if handler.batch:
+            grouped.setdefault(handler, []).append(command)
+            return
+        reply, wrote = self._call(
+            [command], lambda: reply_from(command, handler.call(self._connection, command))
+        )
+        if reply.outcome is Outcome.REFUSED and wrote:
+            raise _DirtyRefusal({command.command_id: reply})
+        self._finish(command, reply)
+
+    def _group(self, handler: Handler, group: list[Command]) -> None:
+        def call() -> list[Reply]:
+            returned = handler.call(self._connection, group)
+            if not isinstance(returned, Sequence) or len(returned) != len(group):
+                raise InvalidResult(
+                    f"the batch handler of {handler.name!r} must return a list of {len(group)} answers"
+                )
+            return [reply_from(command, answer) for command, answer in zip(group, returned, strict=True)]
+
+        replies, wrote = self._call(group, call)
+        refused = {
+            c.command_id: r for c, r in zip(group, replies, strict=True) if r.outcome is Outcome.REFUSED
+        }
+        if refused and wrote:
+            # Whose rows they are cannot be told: run it again with those that were not refused.
+            raise _DirtyRefusal(refused)
+        for command, reply in zip(group, replies, strict=True):
+            self._finish(command, reply)
+
+    def _call(self, commands: Sequence[Command], call: Callable[[], _T]) -> tuple[_T, bool]:
+        try:
+            return self._guard.call(self._connection, call)
+        except Exception as error:
+            if is_infrastructure(error):
+                raise
+            raise _Culprit(commands, error) from error
+
+    def _finish(self, command: Command, reply: Reply) -> None:
+        self._note(command, command.operation, reply)
+        self.replies.append((command, reply))
+
+    def _note(self, command: Command, operation: Operation, reply: Reply) -> None:
+        key = (command.transaction_id, command.step)
+        self.rows.append((*key, operation.value, reply.outcome.value, reply.result, reply.reason))
+        seen = self._steps.get(key, UNSEEN)
+        if operation is Operation.ACTION:
+            self._steps[key] = Step(reply.outcome, reply.result, reply.reason, seen.compensated)
+        else:
+            self._steps[key] = Step(seen.action, seen.result, seen.reason, True)
+
+
+def waves(commands: Sequence[Command]) -> list[list[Command]]:
+    """Return the commands in rounds: the first of every transaction, then the second of every one, and so on.
+
+    A round never holds two commands of one transaction, so its commands can be grouped by handler without
+    reordering any transaction.
+    """
+    rounds: list[list[Command]] = []
+    seen: dict[uuid.UUID, int] = {}
+    for command in commands:
+        number = seen.get(command.transaction_id, 0)
+        seen[command.transaction_id] = number + 1
+        if number == len(rounds):
+            rounds.append([])
+        rounds[number].append(command)
+    return rounds
+
+
+def _cut(commands: Sequence[Command], culprits: Sequence[Command]) -> list[list[Command]]:
+    """Cut a failed batch, in its order: around the culprit if it is one, else in halves."""
+    if len(culprits) == 1:
+        at = next(i for i, command in enumerate(commands) if command is culprits[0])
+        parts = [list(commands[:at]), [commands[at]], list(commands[at + 1 :])]
+    else:
+        middle = len(commands) // 2
+        parts = [list(commands[:middle]), list(commands[middle:])]
+    return [part for part in parts if part]
+
+
+def _before_and_from(commands: Sequence[Command], refused: dict[str, Reply]) -> list[list[Command]]:
+    """Cut before the first refused command: what came before it is committed, the rest goes on.
+
+    So no handler runs more than twice, however many refusals a batch has.
+    """
+    at = next(i for i, command in enumerate(commands) if command.command_id in refused)
+    return [part for part in (list(commands[:at]), list(commands[at:])) if part]
+
+
+def is_infrastructure(error: BaseException) -> bool:
+    """Tell whether the database, not the command, is the cause: trying again later may well succeed."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    state: str | None = getattr(error.orig, "sqlstate", None)
+    if state is None:
+        return isinstance(error, (OperationalError, InterfaceError))
+    return state.startswith(_INFRASTRUCTURE_CLASSES) or state in _INFRASTRUCTURE_STATES
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]
+
+
+class _Guard:
+    """Sees what a handler does to the batch's connection: whether it writes, and that it does not end the
+    transaction."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._connection: Connection | None = None
+        self._wrote = False
+        event.listen(engine, "before_cursor_execute", self._note)
+        event.listen(engine, "commit", self._refuse)
+        event.listen(engine, "rollback", self._refuse)
+
+    def call(self, connection: Connection, handler: Callable[[], _T]) -> tuple[_T, bool]:
+        """Return what ``handler`` returns, and whether it ran anything but SELECTs.
+
+        Statements that bypass SQLAlchemy, and functions that write when selected from, are not seen.
+        """
+        self._connection, self._wrote = connection, False
+        try:
+            return handler(), self._wrote
+        finally:
+            self._connection = None
+
+    def _note(self, connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
+        if connection is self._connection and statement.lstrip()[:6].upper() != "SELECT":
+            self._wrote = True
+
+    def _refuse(self, connection: Connection) -> None:
+        if connection is self._connection:
+            raise RuntimeError(
+                "a handler must not commit or roll back: its rows belong to the transaction of the whole batch"
+            )

@@ -1,0 +1,126 @@
+"""Starting a saga by an event in one's own outbox (choreography), and the record that does it.
+
+``start`` joins the caller's transaction: the saga exists if, and only if, that transaction commits.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import orjson
+import uuid_utils
+from sqlalchemy import Connection
+from sqlalchemy.orm import Session
+
+from participant import outbox
+
+#: The topic that decides (DESIGN section 1).
+INPUT_TOPIC = "fluxora.transactions"
+STARTED = "fluxora.SagaStarted"
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """How often a failed attempt is made again, and after what wait (seconds).
+
+    The wait before attempt n+1 is ``initial * multiplier^(n-1)``, at most ``max_delay``, less a random-looking
+    share of up to ``jitter``.
+    """
+
+    #: Attempts of the action in all, 1 to 1000. Compensations have no limit.
+    max_attempts: int = 3
+    initial_delay_seconds: float = 0.2
+    max_delay_seconds: float = 30.0
+    multiplier: float = 2.0
+    jitter: float = 0.2
+    #: Attempts after which a saga that must go on is shown with ``needs_attention``.
+    attention_after: int = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One step of a saga; times in seconds."""
+
+    service_name: str
+    #: Any JSON value.
+    payload: Any = field(default_factory=dict)
+    #: Unique within the saga; default ``step-<n>``.
+    name: str | None = None
+    #: Which handler of the service runs; default: the name.
+    command: str | None = None
+    #: Steps that must have been executed first; default: the one before it in the list.
+    depends_on: Sequence[str] | None = None
+    #: ``compensatable``, ``pivot`` or ``retriable``.
+    kind: str = "compensatable"
+    retry: Retry = field(default_factory=Retry)
+    #: Of one attempt.
+    timeout_seconds: float = 30.0
+
+
+def started(
+    saga_id: UUID,
+    name: str,
+    steps: Sequence[Step],
+    *,
+    timeout_seconds: float | None = None,
+    traceparent: str | None = None,
+) -> dict[str, Any]:
+    """Return the ``fluxora.SagaStarted`` record; its rules are checked by whoever accepts it."""
+    names = [step.name or f"step-{i + 1}" for i, step in enumerate(steps)]
+    return {
+        "transaction_id": str(saga_id),
+        "name": name,
+        "steps": [
+            {
+                "name": names[i],
+                "service_name": step.service_name,
+                "command": step.command or names[i],
+                "payload": orjson.dumps(step.payload).decode(),
+                "depends_on": names[i - 1 : i] if step.depends_on is None else list(step.depends_on),
+                "kind": step.kind.upper(),
+                "retry": {
+                    "max_attempts": step.retry.max_attempts,
+                    "initial_delay_ms": _ms(step.retry.initial_delay_seconds),
+                    "max_delay_ms": _ms(step.retry.max_delay_seconds),
+                    "multiplier": step.retry.multiplier,
+                    "jitter": step.retry.jitter,
+                    "attention_after": step.retry.attention_after,
+                },
+                "timeout_ms": _ms(step.timeout_seconds),
+                "action_endpoint": None,
+                "compensation_endpoint": None,
+            }
+            for i, step in enumerate(steps)
+        ],
+        "timeout_ms": None if timeout_seconds is None else _ms(timeout_seconds),
+        "traceparent": traceparent,
+    }
+
+
+def start(
+    session: Session | Connection,
+    name: str,
+    steps: Sequence[Step | Mapping[str, Any]],
+    *,
+    saga_id: UUID | None = None,
+    timeout_seconds: float | None = None,
+    traceparent: str | None = None,
+) -> UUID:
+    """Start a saga when the caller's transaction commits; returns its id (a UUIDv7 unless one is given).
+
+    Never commits. A definition that breaks a rule is refused by the processor: the saga's journal says why.
+
+    Raises:
+        schemas.WrongShape: a step is not of the record's form.
+        schemas.RegistryUnavailable: this is the first event of the process and the registry does not answer.
+    """
+    saga_id = saga_id or UUID(bytes=uuid_utils.uuid7().bytes)
+    whole = [step if isinstance(step, Step) else Step(**step) for step in steps]
+    record = started(saga_id, name, whole, timeout_seconds=timeout_seconds, traceparent=traceparent)
+    outbox.publish(session, record, topic=INPUT_TOPIC, key=str(saga_id), type=STARTED, traceparent=traceparent)
+    return saga_id
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

@@ -1,0 +1,58 @@
+"""What a participant reads from its environment."""
+
+from typing import Self
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+from sqlalchemy import make_url
+
+
+def sqlalchemy_url(database_url: str) -> str:
+    """Return ``postgresql://…`` as SQLAlchemy wants it, with the psycopg 3 driver."""
+    url = make_url(database_url)
+    if url.drivername in ("postgres", "postgresql"):
+        url = url.set(drivername="postgresql+psycopg")
+    return url.render_as_string(hide_password=False)
+
+
+class Settings(BaseSettings):
+    """Settings of one service process; a name in the environment is upper-case, ours start with ``FLUXORA_``."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUXORA_", populate_by_name=True, extra="ignore")
+
+    database_url: str = Field(
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="The service's own database, postgresql://user@host:port/name.",
+    )
+    kafka_bootstrap_servers: str = Field(
+        validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers"),
+        description="host:port of brokers, separated by commas.",
+    )
+    schema_registry_url: str = Field(
+        validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"),
+        description="Base of the Confluent-compatible API.",
+    )
+    instance: str | None = Field(
+        default=None,
+        description="Stable name of this process among those of the service (Kafka's group.instance.id): "
+        "a restart within the session timeout then moves no partition. Two processes must not share one.",
+    )
+    health_port: int = Field(
+        default=0, ge=0, le=65535, description="/health, /ready and /metrics listen here; 0 means not at all."
+    )
+    health_host: str = Field(default="127.0.0.1", description="Address of that port; 0.0.0.0 in a container.")
+    batch_limit: int = Field(default=500, ge=1, le=10_000, description="Most commands in one transaction.")
+    session_timeout_ms: int = Field(
+        default=6_000,
+        ge=1_000,
+        le=300_000,
+        description="A killed worker's partitions move on after this time.",
+    )
+    retry_wait_max_s: float = Field(
+        default=5.0, ge=0.1, le=60.0, description="Longest pause between tries while a dependency is down."
+    )
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment; raises pydantic's ValidationError, which names what is missing."""
+        return cls()  # type: ignore[call-arg]  # the required fields come from the environment

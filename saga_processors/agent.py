@@ -1,0 +1,141 @@
+"""The Faust worker: membership, assignment and delivery; deciding is the processor's (FAUST.md says why).
+
+Crash-only: whatever goes wrong in a batch ends the process at once, so that Faust cannot acknowledge what was not
+folded; the supervisor starts it again and the partition row says where to go on.
+"""
+
+import asyncio
+import os
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterable
+from typing import Any
+
+import faust
+import structlog
+from faust.types import TP, EventT
+
+from participant.health import HealthServer
+from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
+from saga_processors.partition import Record
+from saga_processors.processor import Processor
+from saga_processors.settings import ProcessorSettings
+from saga_processors.store import Store
+from schemas import Codec
+
+log = structlog.get_logger()
+
+#: The consumer group, and the name Faust gives to what it makes.
+APP_ID = "fluxora.saga-processors"
+_EX_TEMPFAIL = 75
+
+
+class SagaWorker:
+    """One processor process: a Faust app whose agent feeds a queue, and the task that empties it in batches.
+
+    Batches form by themselves: what arrives while one is being folded is the next one. So at low load nothing
+    waits for a batch to fill, and at high load batches grow.
+    """
+
+    def __init__(self, settings: ProcessorSettings) -> None:
+        self._settings = settings
+        self._queue: asyncio.Queue[EventT[Any]] = asyncio.Queue(settings.queue_size)
+        self._processor: Processor | None = None
+        self._ready = False
+        self._health = HealthServer(settings.health_port, live=list, ready=self._not_ready_because)
+        self.app = faust.App(
+            APP_ID,
+            broker=f"aiokafka://{settings.kafka_bootstrap_servers}",
+            consumer_group_instance_id=settings.instance,
+            broker_session_timeout=settings.session_timeout,
+            broker_heartbeat_interval=settings.session_timeout / 6,
+            broker_commit_interval=1.0,
+            broker_max_poll_records=settings.batch_size,
+            consumer_auto_offset_reset="earliest",
+            stream_buffer_maxsize=settings.queue_size,
+            # A stop does not wait for the buffers: what is left in them comes again.
+            stream_wait_empty=False,
+            key_serializer="raw",
+            value_serializer="raw",
+            topic_disable_leader=True,
+            topic_allow_declare=False,
+            # It would listen on all interfaces.
+            web_enabled=False,
+            store="memory://",
+            datadir=tempfile.mkdtemp(prefix="fluxora-faust-"),
+            table_standby_replicas=0,
+            worker_redirect_stdouts=False,
+        )
+        self.app.agent(self.app.topic(INPUT_TOPIC, key_type=bytes, value_type=bytes))(self._receive)
+        self.app.on_partitions_revoked.connect(self._revoked, weak=False)
+        self.app.task(self._run)
+
+    def main(self) -> None:
+        """Run until a signal; does not return normally."""
+        self._health.start()
+        faust.Worker(self.app, loglevel="warn", redirect_stdouts=False).execute_from_commandline()
+
+    def _not_ready_because(self) -> list[str]:
+        return [] if self._ready else ["has not joined its consumer group, or has not taken over its partitions"]
+
+    async def _receive(self, stream: faust.StreamT[bytes]) -> AsyncIterator[None]:
+        async for event in stream.noack().events():
+            await self._queue.put(event)
+            yield
+
+    async def _revoked(self, app: faust.App, revoked: Iterable[TP], **_: Any) -> None:
+        if self._processor is not None:
+            await self._processor.drop(tp.partition for tp in revoked if tp.topic == INPUT_TOPIC)
+
+    def _owned(self) -> list[int]:
+        return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == INPUT_TOPIC)
+
+    async def _run(self) -> None:
+        try:
+            self._processor = await self._connect()
+            await asyncio.gather(self._fold(self._processor), self._catch_up(self._processor))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            log.critical("processor ends; it will be started again", error=repr(error), exc_info=True)
+            sys.stderr.flush()
+            os._exit(_EX_TEMPFAIL)
+
+    async def _connect(self) -> Processor:
+        settings = self._settings
+        input_log = InputLog(settings.kafka_bootstrap_servers)
+        return Processor(
+            store=await Store.connect(settings.database_url, settings.instance),
+            codec=Codec(settings.schema_registry_url),
+            input_log=input_log,
+            publisher=Publisher(settings.kafka_bootstrap_servers, settings.publish_timeout),
+            topic_id=await input_log.topic_id(),
+            batch_size=settings.batch_size,
+            cache_size=settings.cache_size,
+            max_steps=settings.max_steps,
+        )
+
+    async def _fold(self, processor: Processor) -> None:
+        while True:
+            events = [await self._queue.get()]
+            while len(events) < self._settings.batch_size and not self._queue.empty():
+                events.append(self._queue.get_nowait())
+            owned = set(self._owned())
+            await processor.handle([_record(event) for event in events if event.message.partition in owned])
+            for event in events:
+                # A hint for the group's next member; next_offset in the partition row is what counts.
+                event.ack()
+
+    async def _catch_up(self, processor: Processor) -> None:
+        before: dict[int, int] = {}
+        while True:
+            owned = self._owned()
+            await processor.adopt(owned)
+            before = await processor.catch_up(before)
+            self._ready = bool(owned) or self._ready
+            await asyncio.sleep(self._settings.catch_up_interval if self._ready else 0.1)
+
+
+def _record(event: EventT[Any]) -> Record:
+    message = event.message
+    return Record(message.partition, message.offset, round(message.timestamp * 1000), message.key, message.value)

@@ -1,0 +1,102 @@
+"""``python -m saga_processors.clock``: deadlines that have passed become inputs (DESIGN section 1, "time is an input").
+
+Any number of clocks may run. A deadline is claimed for a while, then produced; a clock that dies in between loses
+nothing, because the claim ends and another look finds it. One that produces twice does no harm: the machine
+answers a deadline that is no longer due with "nothing is due".
+"""
+
+import signal
+import threading
+from uuid import UUID
+
+import psycopg
+import structlog
+from confluent_kafka import KafkaError, Message, Producer
+from prometheus_client import Counter
+
+from participant.health import HealthServer
+from saga_processors.codec import to_ms
+from saga_processors.log import INPUT_TOPIC
+from saga_processors.settings import ProcessorSettings
+from schemas import Codec
+
+log = structlog.get_logger()
+
+PRODUCED = Counter("fluxora_deadlines_total", "DeadlinePassed inputs produced")
+
+_CLAIM = """
+UPDATE transactions SET deadline_claimed_until = clock_timestamp() + %s * interval '1 second'
+WHERE id IN (
+    SELECT id FROM transactions
+    WHERE next_deadline <= clock_timestamp()
+      AND (deadline_claimed_until IS NULL OR deadline_claimed_until < clock_timestamp())
+    ORDER BY next_deadline LIMIT %s FOR UPDATE SKIP LOCKED)
+RETURNING id, next_deadline
+"""
+
+
+class Clock:
+    """Looks for deadlines that have passed and produces them. Blocking; errors end the process."""
+
+    def __init__(self, settings: ProcessorSettings) -> None:
+        self._settings = settings
+        self._stop = threading.Event()
+        self._codec = Codec(settings.schema_registry_url)
+        self._producer = Producer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap_servers,
+                "acks": "all",
+                "enable.idempotence": True,
+                "partitioner": "murmur2_random",
+                "linger.ms": 1,
+            }
+        )
+        self._failed = 0
+
+    def stop(self) -> None:
+        """Let :meth:`run` return after the look under way. Safe in a signal handler."""
+        self._stop.set()
+
+    def run(self) -> None:
+        """Look until :meth:`stop`."""
+        settings = self._settings
+        with psycopg.connect(
+            settings.database_url, autocommit=True, application_name=settings.instance, connect_timeout=5
+        ) as connection:
+            while not self._stop.is_set():
+                due = connection.execute(_CLAIM, (settings.clock_lease, settings.clock_batch)).fetchall()
+                for id, deadline in due:
+                    self._produce(id, to_ms(deadline))
+                if due:
+                    self._flush(len(due))
+                if len(due) < settings.clock_batch:
+                    self._stop.wait(settings.clock_interval)
+
+    def _produce(self, id: UUID, due_at: int) -> None:
+        value = self._codec.encode("fluxora.DeadlinePassed", {"transaction_id": str(id), "due_at": due_at})
+        self._producer.produce(INPUT_TOPIC, value, str(id).encode(), on_delivery=self._delivered)
+
+    def _flush(self, count: int) -> None:
+        waiting = self._producer.flush(self._settings.publish_timeout)
+        if waiting or self._failed:
+            # They stay claimed for the lease, then they are found again.
+            raise ConnectionError(f"{waiting + self._failed} of {count} deadlines were not acknowledged by the brokers")
+        PRODUCED.inc(count)
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failed += 1
+            log.error("deadline not produced", error=str(error))
+
+
+def main() -> None:
+    settings = ProcessorSettings()
+    clock = Clock(settings)
+    HealthServer(settings.health_port, live=list, ready=list).start()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, lambda *_: clock.stop())
+    clock.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,157 @@
+"""The input topic, read by offset and written to, with confluent-kafka; beside Faust, and independent of it."""
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import structlog
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+
+from saga_processors.codec import KafkaRecord
+from saga_processors.partition import Halted, Record
+
+INPUT_TOPIC = "fluxora.transactions"
+_READ_TIMEOUT_S = 30.0
+
+log = structlog.get_logger()
+
+
+class InputLog:
+    """Reads the input topic where Faust cannot be trusted: gaps, ends of partitions, the topic's identity.
+
+    The calls block in a thread; one at a time.
+    """
+
+    def __init__(self, bootstrap_servers: str) -> None:
+        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                # Never subscribed and never committed: the group's name only has to be there.
+                "group.id": "fluxora.input-log-reader",
+                "enable.auto.commit": False,
+                "enable.partition.eof": False,
+                "auto.offset.reset": "error",
+            }
+        )
+
+    async def topic_id(self) -> str:
+        """Return Kafka's id of the input topic; it changes when a topic is deleted and made again."""
+        described = await asyncio.to_thread(
+            lambda: self._admin.describe_topics(TopicCollection([INPUT_TOPIC]))[INPUT_TOPIC].result(_READ_TIMEOUT_S)
+        )
+        return str(described.topic_id)
+
+    async def ends(self, partitions: Sequence[int]) -> dict[int, int]:
+        """Return for each partition the offset that its next record will have."""
+        asked = {TopicPartition(INPUT_TOPIC, p): OffsetSpec.latest() for p in partitions}  # type: ignore[no-untyped-call]
+        futures = await asyncio.to_thread(lambda: self._admin.list_offsets(asked))
+        found = {}
+        for partition, future in futures.items():
+            found[partition.partition] = (await asyncio.wrap_future(future)).offset
+        return found
+
+    async def read(self, partition: int, start: int, end: int) -> list[Record]:
+        """Return the records of ``[start, end)``.
+
+        Raises:
+            Halted: the log no longer holds them all (retention has passed inputs that were never folded).
+        """
+        return await asyncio.to_thread(self._read, partition, start, end)
+
+    def _read(self, partition: int, start: int, end: int) -> list[Record]:
+        records: list[Record] = []
+        self._consumer.assign([TopicPartition(INPUT_TOPIC, partition, start)])
+        give_up = time.monotonic() + _READ_TIMEOUT_S
+        try:
+            while start + len(records) < end:
+                if time.monotonic() > give_up:
+                    raise TimeoutError(f"reading {INPUT_TOPIC}[{partition}] {start}..{end} took too long")
+                for message in self._consumer.consume(min(end - start - len(records), 1_000), timeout=1.0):
+                    expected = start + len(records)
+                    if (error := message.error()) is not None:
+                        if error.code() in (KafkaError._AUTO_OFFSET_RESET, KafkaError.OFFSET_OUT_OF_RANGE):
+                            raise _lost(partition, expected)
+                        raise KafkaException(error)
+                    offset = message.offset()
+                    assert offset is not None
+                    if offset >= end:
+                        break
+                    if offset != expected:
+                        raise _lost(partition, expected)
+                    records.append(
+                        Record(
+                            partition, offset, message.timestamp()[1], _bytes(message.key()), _bytes(message.value())
+                        )
+                    )
+        finally:
+            self._consumer.unassign()
+        return records
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def _lost(partition: int, offset: int) -> Halted:
+    return Halted(
+        f"{INPUT_TOPIC}[{partition}] no longer holds offset {offset}, which was never folded: retention has passed it. "
+        "Transactions may wait for inputs that are gone. Raise the topic's retention, look for them with "
+        f"`SELECT * FROM transactions WHERE partition = {partition} AND state NOT IN ('COMPLETED', 'FAILED')`, "
+        "and set partitions.next_offset by hand when you have decided what to do."
+    )
+
+
+def _bytes(value: str | bytes | None) -> bytes | None:
+    return value.encode() if isinstance(value, str) else value
+
+
+class Publisher:
+    """The one place where effects leave. A batch is acknowledged by the brokers before anything goes on."""
+
+    def __init__(self, bootstrap_servers: str, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self._producer = Producer(
+            {
+                "bootstrap.servers": bootstrap_servers,
+                "acks": "all",
+                # Order and no duplicates within this process; across a crash the receivers drop second copies.
+                "enable.idempotence": True,
+                "message.timeout.ms": int(timeout_s * 1000),
+                "linger.ms": 1,
+                # What Java producers, and so Debezium, use: a key has one partition whoever writes it.
+                "partitioner": "murmur2_random",
+                "queue.buffering.max.messages": 1_000_000,
+            }
+        )
+        self._failed: list[str] = []
+
+    async def publish(self, records: Sequence[KafkaRecord]) -> None:
+        """Send ``records`` in order and wait until every one is acknowledged.
+
+        Raises:
+            ConnectionError: one was not; the process must end, its successor publishes them all again.
+        """
+        if records:
+            await asyncio.to_thread(self._publish, records)
+
+    def _publish(self, records: Sequence[KafkaRecord]) -> None:
+        for record in records:
+            while True:
+                try:
+                    self._producer.produce(
+                        record.topic, record.value, record.key, headers=record.headers, on_delivery=self._delivered
+                    )
+                    break
+                except BufferError:
+                    self._producer.poll(0.1)
+        waiting = self._producer.flush(self._timeout_s)
+        if waiting or self._failed:
+            raise ConnectionError(
+                f"{waiting} of {len(records)} effects were not acknowledged within {self._timeout_s} s, "
+                f"{len(self._failed)} failed: {self._failed[:3]}"
+            )
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        if error is not None:
+            self._failed.append(f"{message.topic()}: {error}")

@@ -1,0 +1,386 @@
+"""From inputs to decisions to effects: one batch at a time (DESIGN section 1; ARCHITECTURE.md, "The loop").
+
+Faust delivers, this module verifies. What a crash does at each line of :meth:`Processor._fold` is written there.
+"""
+
+import asyncio
+import traceback
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import structlog
+from prometheus_client import Counter, Histogram
+
+from participant.crashpoint import crash_at
+from saga_processors import codec as codecs
+from saga_processors.codec import KafkaRecord, from_ms
+from saga_processors.definition import InvalidDefinition
+from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
+from saga_processors.partition import PartitionPosition, Record
+from saga_processors.saga import TERMINAL, Effect, Input, Saga, SagaStarted, Verdict, advance
+from saga_processors.store import BatchWrite, Entry, JournalRow, Store
+from schemas import Codec, UndecodableRecord
+
+log = structlog.get_logger()
+
+DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
+
+FOLDED = Counter("fluxora_inputs_total", "Inputs folded", ["type", "outcome"])
+SKIPPED = Counter("fluxora_inputs_redelivered_total", "Inputs that were folded already, skipped")
+FILLED = Counter("fluxora_inputs_filled_total", "Inputs that Faust did not deliver, fetched by offset")
+REPUBLISHED = Counter("fluxora_effects_republished_total", "Effects published again after a crash")
+BATCH = Histogram("fluxora_fold_inputs", "Inputs in a batch", buckets=(1, 2, 5, 10, 50, 100, 500, 1000))
+BATCH_SECONDS = Histogram("fluxora_fold_seconds", "Time of a batch by part", ["part"])
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """A record of the log, understood or not."""
+
+    record: Record
+    #: ``None``: poison.
+    transaction_id: str | None
+    type: str
+    #: The Avro record.
+    body: dict[str, Any] | None
+    input: Input | None
+    #: Why it is poison.
+    problem: str | None = None
+
+
+class Processor:
+    """Folds the inputs of the partitions that this process owns.
+
+    Any exception from it must end the process: it never goes past an input that is not folded.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        codec: Codec,
+        input_log: InputLog,
+        publisher: Publisher,
+        topic_id: str,
+        batch_size: int,
+        cache_size: int,
+        max_steps: int,
+    ) -> None:
+        self._store = store
+        self._codec = codec
+        self._log = input_log
+        self._publisher = publisher
+        self._topic_id = topic_id
+        self._batch_size = batch_size
+        self._cache_size = cache_size
+        self._max_steps = max_steps
+        self._positions: dict[int, PartitionPosition] = {}
+        #: Newest use last. True as long as the compare-and-set succeeds: nobody else folds these transactions.
+        self._cache: dict[str, Entry] = {}
+        self._stored_published: dict[int, int] = {}
+        self._lock = asyncio.Lock()
+
+    # ── Ownership ──────────────────────────────────────────────────────────────────────────────────────────
+
+    async def adopt(self, partitions: Iterable[int]) -> None:
+        """Take over partitions: what a predecessor decided and may not have published leaves first."""
+        async with self._lock:
+            for partition in partitions:
+                await self._position(partition)
+
+    async def drop(self, partitions: Iterable[int]) -> None:
+        """Forget partitions that another process owns from now on, and all states, which may be of them."""
+        async with self._lock:
+            for partition in partitions:
+                self._positions.pop(partition, None)
+                self._stored_published.pop(partition, None)
+            self._cache.clear()
+
+    async def _position(self, partition: int) -> PartitionPosition:
+        position = self._positions.get(partition)
+        if position is None:
+            position = await self._store.position(partition, self._topic_id)
+            if position.published_through < position.next_offset:
+                await self._republish(position)
+            self._positions[partition] = position
+            self._stored_published[partition] = position.published_through
+        return position
+
+    async def _republish(self, position: PartitionPosition) -> None:
+        """Publish again from the journal what may not have left. A crash in here: the next one does it again."""
+        records: list[KafkaRecord] = []
+        for row in await self._store.unpublished(position):
+            if row.saga is not None and row.transaction_id is not None:
+                at = codecs.to_ms(row.at)
+                for stored in row.effects:
+                    if "dead_letter" not in stored:
+                        effect = codecs.effect_from_json(stored)
+                        records.append(codecs.effect_to_record(self._codec, row.transaction_id, row.saga, effect, at))
+            for stored in row.effects:
+                if "dead_letter" in stored:
+                    [record] = await self._log.read(position.partition, row.offset, row.offset + 1)
+                    records.append(_dead_letter(record, stored["dead_letter"]))
+        await self._publisher.publish(records)
+        REPUBLISHED.inc(len(records))
+        log.info("republished", partition=position.partition, effects=len(records), since=position.published_through)
+        position.published_through = position.next_offset
+        await self._store.set_published([position])
+
+    # ── Delivery ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def handle(self, records: Sequence[Record]) -> None:
+        """Fold ``records``, after any that are missing before them; returns when their effects have left.
+
+        What was folded before is skipped. The records of a partition come in order of offset.
+        """
+        async with self._lock:
+            new: list[Record] = []
+            reached: dict[int, int] = {}
+            for record in records:
+                partition = record.partition
+                if partition not in reached:
+                    reached[partition] = (await self._position(partition)).next_offset
+                if record.offset < reached[partition]:
+                    SKIPPED.inc()
+                    continue
+                if record.offset > reached[partition]:
+                    # Faust has skipped records; those that stand before this one come first.
+                    await self._fold_all(new)
+                    new = []
+                    await self._fill(partition, record.offset)
+                new.append(record)
+                reached[partition] = record.offset + 1
+            await self._fold_all(new)
+
+    async def catch_up(self, before: dict[int, int]) -> dict[int, int]:
+        """Fold what stands in the log and was not delivered, for partitions that have not moved since ``before``.
+
+        Args:
+            before: what the previous call returned.
+
+        Returns:
+            Where each partition stands now.
+        """
+        async with self._lock:
+            if not self._positions:
+                return {}
+            ends = await self._log.ends(list(self._positions))
+            for partition, position in self._positions.items():
+                if before.get(partition) == position.next_offset < ends[partition]:
+                    log.warning("not delivered", partition=partition, offset=position.next_offset, end=ends[partition])
+                    await self._fill(partition, ends[partition])
+            unsaved = [
+                position
+                for partition, position in self._positions.items()
+                if self._stored_published[partition] < position.published_through
+            ]
+            if unsaved:
+                await self._store.set_published(unsaved)
+                self._stored_published.update({p.partition: p.published_through for p in unsaved})
+            return {partition: position.next_offset for partition, position in self._positions.items()}
+
+    async def _fill(self, partition: int, end: int) -> None:
+        position = await self._position(partition)
+        while position.next_offset < end:
+            upto = min(end, position.next_offset + self._batch_size)
+            records = await self._log.read(partition, position.next_offset, upto)
+            FILLED.inc(len(records))
+            await self._fold(records)
+
+    async def _fold_all(self, records: list[Record]) -> None:
+        for i in range(0, len(records), self._batch_size):
+            await self._fold(records[i : i + self._batch_size])
+
+    # ── The loop ───────────────────────────────────────────────────────────────────────────────────────────
+
+    async def _fold(self, records: list[Record]) -> None:
+        """Decide, persist, then act. ``records`` are the next ones of their partitions, without a gap.
+
+        A crash before ``commit`` has returned: either nothing happened and the inputs come again, or the commit
+        took place and it is as after it. After ``commit``, before ``publish`` has returned: the journal holds the
+        effects at or above ``published_through``; whoever gets the partition publishes them first. After that,
+        before the acknowledgement to Faust: the inputs come again, stand below ``next_offset`` and are skipped;
+        at most this batch's effects leave twice, with the same ids.
+        """
+        if not records:
+            return
+        decoded = [self._decode(record) for record in records]
+        moves = {r.partition: (self._positions[r.partition], r.offset + 1) for r in records}
+        wanted = {d.transaction_id for d in decoded if d.transaction_id is not None}
+        unknown = [id for id in wanted if id not in self._cache]
+        BATCH.observe(len(records))
+        with BATCH_SECONDS.labels("begin").time():
+            for id, entry in (await self._store.begin(moves, unknown)).items():
+                self._cache[id] = entry
+        with BATCH_SECONDS.labels("decide").time():
+            write = BatchWrite(moves=moves)
+            effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
+        crash_at("processor.before_commit")
+        with BATCH_SECONDS.labels("commit").time():
+            await self._store.commit(write)
+        crash_at("processor.after_commit")
+        with BATCH_SECONDS.labels("publish").time():
+            await self._publisher.publish(effects)
+        crash_at("processor.after_publish")
+        for position, next_offset in moves.values():
+            self._stored_published[position.partition] = position.published_through
+            position.next_offset = position.published_through = next_offset
+        self._tidy_cache(write)
+
+    def _decode(self, record: Record) -> Decoded:
+        """Understand a record. What cannot be understood is poison: it is dead-lettered, and the log goes on."""
+        type = "?"
+        try:
+            type, body = self._codec.decode(record.value)
+            key = (record.key or b"").decode("utf-8", "replace")
+            transaction_id = body.get("transaction_id")
+            if not isinstance(transaction_id, str) or str(UUID(transaction_id)) != transaction_id:
+                raise UndecodableRecord(f"transaction_id is not a UUID in lower case: {transaction_id!r}")
+            if key != transaction_id:
+                raise UndecodableRecord(f"the key {key[:100]!r} is not the transaction_id {transaction_id}")
+            input = codecs.input_from_record(type, body)
+            if isinstance(input, SagaStarted):
+                input.definition.check(self._max_steps)
+        except (UndecodableRecord, InvalidDefinition, ValueError) as error:
+            return Decoded(record, None, type, None, None, _describe(error))
+        return Decoded(record, transaction_id, type, body, input)
+
+    def _decide(self, decoded: Decoded, write: BatchWrite) -> list[KafkaRecord]:
+        """Fold one input; add to ``write`` what is to be stored, and return what is to leave."""
+        record, id = decoded.record, decoded.transaction_id
+        at = from_ms(record.timestamp)
+        if id is None or decoded.input is None or decoded.body is None:
+            return [self._poison(decoded, write, decoded.problem or "?")]
+        entry = self._cache.pop(id, None)
+        if entry is not None and entry.partition != record.partition:
+            self._cache[id] = entry
+            return [self._poison(decoded, write, f"transaction {id} is folded from partition {entry.partition}")]
+        effects: tuple[Effect, ...] = ()
+        state: str | None = None
+        reason: str | None
+        if entry is not None and entry.parked:
+            outcome, reason = "PARKED", "an earlier input of this transaction is parked"
+        else:
+            try:
+                decision = advance(None if entry is None else entry.saga, decoded.input, record.timestamp)
+            except Exception as error:
+                # A bug in the machine. This transaction waits for it to be mended; the others go on.
+                log.error("parked", transaction=id, offset=record.offset, error=traceback.format_exc())
+                outcome, reason = "PARKED", _describe(error)
+                entry = self._park(decoded, write, entry)
+            else:
+                outcome, reason, effects = decision.verdict, decision.reason, decision.effects
+                if decision.saga is not None:
+                    state = decision.saga.state
+                    entry = self._changed(decoded, write, entry, decision.saga, decision.verdict is Verdict.APPLIED)
+        if entry is not None:
+            self._cache[id] = entry
+        write.journal.append(
+            JournalRow(
+                record.partition,
+                record.offset,
+                id,
+                decoded.type,
+                codecs.input_to_json(decoded.body),
+                outcome,
+                reason,
+                state,
+                [codecs.effect_to_json(effect) for effect in effects] or None,
+                at,
+            )
+        )
+        FOLDED.labels(decoded.type, outcome).inc()
+        if not effects:
+            return []
+        assert entry is not None and entry.saga is not None
+        return [codecs.effect_to_record(self._codec, id, entry.saga, e, record.timestamp) for e in effects]
+
+    def _changed(self, decoded: Decoded, write: BatchWrite, entry: Entry | None, saga: Saga, applied: bool) -> Entry:
+        id = decoded.transaction_id
+        assert id is not None and decoded.body is not None
+        if entry is None:
+            entry = Entry(decoded.record.partition, saga, definition=codecs.definition_to_json(decoded.body))
+            write.created[id] = entry
+            return entry
+        entry.saga = saga
+        if decoded.type == "fluxora.DeadlinePassed":
+            write.rearmed.add(id)
+        elif not applied:
+            return entry
+        if id not in write.created:
+            folded = write.changed[id][1] if id in write.changed else 0
+            write.changed[id] = (entry, folded + applied)
+        return entry
+
+    def _park(self, decoded: Decoded, write: BatchWrite, entry: Entry | None) -> Entry:
+        id = decoded.transaction_id
+        assert id is not None and decoded.body is not None
+        if entry is not None:
+            entry.parked = True
+            if id not in write.created:
+                write.changed[id] = (entry, write.changed[id][1] if id in write.changed else 0)
+            return entry
+        entry = Entry(
+            decoded.record.partition,
+            None,
+            parked=True,
+            definition=codecs.definition_to_json(decoded.body),
+            seen_at=from_ms(decoded.record.timestamp),
+        )
+        write.created[id] = entry
+        return entry
+
+    def _poison(self, decoded: Decoded, write: BatchWrite, problem: str) -> KafkaRecord:
+        record = decoded.record
+        log.error("dead-lettered", partition=record.partition, offset=record.offset, problem=problem)
+        FOLDED.labels(decoded.type, "POISON").inc()
+        write.journal.append(
+            JournalRow(
+                record.partition,
+                record.offset,
+                None,
+                decoded.type,
+                None,
+                "POISON",
+                problem,
+                None,
+                [{"dead_letter": problem}],
+                from_ms(record.timestamp),
+            )
+        )
+        return _dead_letter(record, problem)
+
+    def _tidy_cache(self, write: BatchWrite) -> None:
+        for entry in write.created.values():
+            entry.definition = None
+        for id in [*write.created, *write.changed]:
+            saga = self._cache[id].saga
+            if saga is not None and saga.state in TERMINAL:
+                del self._cache[id]
+        while len(self._cache) > self._cache_size:
+            del self._cache[next(iter(self._cache))]
+
+
+def _describe(error: Exception) -> str:
+    """One line for people; without NUL, which PostgreSQL's text cannot hold."""
+    return f"{error.__class__.__name__}: {error}".replace("\0", "\\0")
+
+
+def _dead_letter(record: Record, problem: str) -> KafkaRecord:
+    """The record as it was, with the headers that Kafka Connect gives its dead letters (KIP-298)."""
+    kind, _, message = problem.partition(": ")
+    headers = {
+        "__connect.errors.topic": INPUT_TOPIC,
+        "__connect.errors.partition": str(record.partition),
+        "__connect.errors.offset": str(record.offset),
+        "__connect.errors.connector.name": "fluxora",
+        "__connect.errors.task.id": "0",
+        "__connect.errors.stage": "VALUE_CONVERTER",
+        "__connect.errors.class.name": "saga_processors.processor.Processor",
+        "__connect.errors.exception.class.name": kind,
+        "__connect.errors.exception.message": message,
+        "__connect.errors.exception.stacktrace": "",
+    }
+    return KafkaRecord(DLQ_TOPIC, record.key or b"", record.value or b"", [(k, v.encode()) for k, v in headers.items()])

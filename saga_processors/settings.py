@@ -1,0 +1,44 @@
+"""Settings of the processors and the clock; environment variables, each with a default and a limit."""
+
+from typing import Annotated
+
+from pydantic import AliasChoices, Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class ProcessorSettings(BaseSettings):
+    """Addresses come from the names every process uses; the rest has the prefix ``FLUXORA_``."""
+
+    model_config = SettingsConfigDict(env_prefix="FLUXORA_", extra="ignore", populate_by_name=True)
+
+    database_url: str = Field(validation_alias=AliasChoices("DATABASE_URL", "database_url"))
+    kafka_bootstrap_servers: str = Field(
+        validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers")
+    )
+    schema_registry_url: str = Field(validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"))
+
+    #: Name of this process: static group membership, so that a restart within the session timeout keeps its
+    #: partitions (KIP-345). Unique among the processors.
+    instance: str = "saga-processor-1"
+    #: /health, /ready and /metrics; 0 = none.
+    health_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    #: Inputs folded in one database transaction, at most.
+    batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    #: Inputs taken from Faust that wait for the batch before them.
+    queue_size: Annotated[int, Field(ge=1, le=100_000)] = 4_000
+    #: Sagas kept in memory between batches, so that they need not be read again.
+    cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
+    #: Steps of a saga that starts through an outbox, at most.
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 100
+    #: Seconds until the group gives up on a processor that does not answer.
+    session_timeout: Annotated[float, Field(ge=1, le=300)] = 6.0
+    #: Seconds between looks for inputs that Faust has skipped.
+    catch_up_interval: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    #: Seconds a batch's effects may wait for the brokers' acknowledgement before the process ends.
+    publish_timeout: Annotated[float, Field(ge=1, le=600)] = 30.0
+    #: Seconds between the clock's looks for deadlines that have passed.
+    clock_interval: Annotated[float, Field(ge=0.01, le=60)] = 0.1
+    #: Seconds after which the clock produces a deadline again that nobody has folded.
+    clock_lease: Annotated[float, Field(ge=1, le=3600)] = 15.0
+    #: Deadlines claimed at once.
+    clock_batch: Annotated[int, Field(ge=1, le=10_000)] = 500

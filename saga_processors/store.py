@@ -1,0 +1,346 @@
+"""All SQL of the processor. One transaction a batch: partition rows, states and journal (DESIGN section 1).
+
+Statements are set-based and sent in psycopg's pipeline mode: two round trips a batch whatever its size.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Self
+
+import orjson
+import psycopg
+from psycopg.rows import TupleRow
+from psycopg.types.json import set_json_loads
+
+from saga_processors.codec import from_ms, progress_to_json, saga_from_json
+from saga_processors.partition import Halted, PartitionPosition
+from saga_processors.saga import TERMINAL, Saga, SagaState
+
+#: PostgreSQL limits a NOTIFY payload to 8000 bytes; an id takes 37.
+_IDS_PER_NOTIFY = 200
+ENDED_CHANNEL = "fluxora_ended"
+EPOCH = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(slots=True)
+class Entry:
+    """A transaction as the processor knows it between batches."""
+
+    partition: int
+    saga: Saga | None
+    #: Inputs of this transaction are queued in the journal because the machine failed on one.
+    parked: bool = False
+    #: ``transactions.definition``, kept only until the first write.
+    definition: dict[str, Any] | None = None
+    #: The log's time of the first and the latest input, where the saga does not say.
+    seen_at: datetime = EPOCH
+
+    @property
+    def created_at(self) -> datetime:
+        return self.seen_at if self.saga is None else from_ms(self.saga.created_at)
+
+    @property
+    def updated_at(self) -> datetime:
+        return self.seen_at if self.saga is None else from_ms(self.saga.updated_at)
+
+
+@dataclass(slots=True)
+class JournalRow:
+    partition: int
+    offset: int
+    transaction_id: str | None
+    input_type: str
+    input: dict[str, Any] | None
+    outcome: str
+    reason: str | None
+    state: str | None
+    effects: list[dict[str, Any]] | None
+    at: datetime
+
+
+@dataclass(slots=True)
+class BatchWrite:
+    """What one batch changes. Ids map to what is to be written of the transaction."""
+
+    #: For each partition: the offset it stood at, and the one it stands at afterwards.
+    moves: dict[int, tuple[PartitionPosition, int]] = field(default_factory=dict)
+    journal: list[JournalRow] = field(default_factory=list)
+    #: Transactions whose first input is in this batch.
+    created: dict[str, Entry] = field(default_factory=dict)
+    #: Transactions that had been folded before, and how many inputs of this batch changed them.
+    changed: dict[str, tuple[Entry, int]] = field(default_factory=dict)
+    #: Those that got a DeadlinePassed: their deadline is set anew in any case.
+    rearmed: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Unpublished:
+    """A journal row whose effects may not have left."""
+
+    offset: int
+    transaction_id: str | None
+    effects: list[dict[str, Any]]
+    at: datetime
+    saga: Saga | None
+
+
+class Store:
+    """The processor's connection to the coordinator's database. Not for concurrent use.
+
+    Any error leaves the process to be ended: what was not committed comes again from the log.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        self._connection = connection
+
+    @classmethod
+    async def connect(cls, url: str, application_name: str) -> Self:
+        set_json_loads(orjson.loads)
+        connection = await psycopg.AsyncConnection.connect(
+            url,
+            autocommit=True,
+            application_name=application_name,
+            prepare_threshold=2,
+            connect_timeout=5,
+            # A connection whose other end has vanished is noticed within ten seconds or so.
+            keepalives_idle=5,
+            keepalives_interval=2,
+            keepalives_count=3,
+        )
+        return cls(connection)
+
+    async def close(self) -> None:
+        await self._connection.close()
+
+    async def position(self, partition: int, topic_id: str) -> PartitionPosition:
+        """Return where ``partition`` stands, making its row on the first call ever.
+
+        Raises:
+            Halted: the row belongs to another topic of the same name; offsets would mean something else.
+        """
+        await self._connection.execute(
+            "INSERT INTO partitions (partition, topic_id, next_offset, published_through) "
+            "VALUES (%s, %s, 0, 0) ON CONFLICT DO NOTHING",
+            (partition, topic_id),
+        )
+        cursor = await self._connection.execute(
+            "SELECT topic_id, next_offset, published_through FROM partitions WHERE partition = %s", (partition,)
+        )
+        row = await cursor.fetchone()
+        assert row is not None
+        if row[0] != topic_id:
+            raise Halted(
+                f"partition {partition} was folded from the topic with id {row[0]}, but the topic there now has id "
+                f"{topic_id}: it was deleted and made again. Its inputs would be read from the wrong place. "
+                "Restore the topic, or rebuild the states from it into a fresh database."
+            )
+        return PartitionPosition(partition, next_offset=row[1], published_through=row[2])
+
+    async def unpublished(self, position: PartitionPosition) -> list[Unpublished]:
+        """Return the journal rows whose effects may not have left, in order of the log."""
+        cursor = await self._connection.execute(
+            'SELECT j."offset", j.transaction_id::text, j.effects, j.at, t.definition, t.state, t.progress '
+            "FROM journal j LEFT JOIN transactions t ON t.id = j.transaction_id "
+            'WHERE j.partition = %s AND j."offset" >= %s AND j.effects IS NOT NULL ORDER BY j."offset"',
+            (position.partition, position.published_through),
+        )
+        return [
+            Unpublished(row[0], row[1], row[2], row[3], None if row[6] is None else saga_from_json(*row[4:7]))
+            for row in await cursor.fetchall()
+        ]
+
+    async def set_published(self, positions: Iterable[PartitionPosition]) -> None:
+        """Record how far effects have left, without waiting for the disk: losing it costs only duplicates."""
+        rows = [(p.partition, p.published_through) for p in positions]
+        async with self._connection.transaction():
+            await self._connection.execute("SET LOCAL synchronous_commit = off")
+            await self._connection.execute(
+                "UPDATE partitions p SET published_through = v.published "
+                "FROM unnest(%s::smallint[], %s::bigint[]) v (partition, published) "
+                "WHERE p.partition = v.partition AND p.published_through < v.published",
+                ([row[0] for row in rows], [row[1] for row in rows]),
+            )
+
+    async def begin(self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str]) -> dict[str, Entry]:
+        """Open the batch's transaction: move every partition forward, then read the states of ``ids``.
+
+        The compare-and-set locks the partition rows until :meth:`commit`, so of two processes that believe they
+        own a partition only one gets further, and what it reads then is what the other one committed.
+
+        Raises:
+            Halted: another process has moved a partition; this one is a zombie and must let go.
+        """
+        async with self._connection.pipeline():
+            await self._connection.execute("BEGIN")
+            moved = await self._connection.execute(
+                "UPDATE partitions p SET next_offset = v.next, updated_at = now(), "
+                "published_through = greatest(p.published_through, v.published) "
+                "FROM unnest(%s::smallint[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+                "v (partition, expected, next, published) "
+                "WHERE p.partition = v.partition AND p.next_offset = v.expected",
+                (
+                    list(moves),
+                    [position.next_offset for position, _ in moves.values()],
+                    [next_offset for _, next_offset in moves.values()],
+                    [position.published_through for position, _ in moves.values()],
+                ),
+            )
+            found = (
+                await self._connection.execute(
+                    "SELECT id::text, partition, parked, definition, state, progress FROM transactions "
+                    "WHERE id = ANY(%s::uuid[]) AND (version > 0 OR parked)",
+                    (list(ids),),
+                )
+                if ids
+                else None
+            )
+        if moved.rowcount != len(moves):
+            raise Halted(
+                f"of partitions {sorted(moves)}, {len(moves) - moved.rowcount} no longer stood where this process "
+                "left them: another processor owns them now. Nothing was written."
+            )
+        rows = await found.fetchall() if found is not None else []
+        return {
+            id: Entry(
+                partition=partition,
+                saga=None if progress is None else saga_from_json(definition, state, progress),
+                parked=parked,
+            )
+            for id, partition, parked, definition, state, progress in rows
+        }
+
+    async def commit(self, batch: BatchWrite) -> None:
+        """Write the batch and commit. After it the decisions stand, whatever dies.
+
+        Raises:
+            Halted: a transaction belongs to another partition, or was removed: nothing is written.
+        """
+        ended = [
+            id
+            for id, entry in [*batch.created.items(), *((id, entry) for id, (entry, _) in batch.changed.items())]
+            if entry.saga is not None and entry.saga.state in TERMINAL
+        ]
+        async with self._connection.pipeline():
+            await self._insert_journal(batch.journal)
+            created = await self._upsert(batch.created) if batch.created else None
+            changed = await self._update(batch) if batch.changed else None
+            for i in range(0, len(ended), _IDS_PER_NOTIFY):
+                ids = ",".join(ended[i : i + _IDS_PER_NOTIFY])
+                await self._connection.execute("SELECT pg_notify(%s, %s)", (ENDED_CHANNEL, ids))
+        written = (created.rowcount if created else 0) + (changed.rowcount if changed else 0)
+        if written != len(batch.created) + len(batch.changed):
+            raise Halted(
+                f"of {len(batch.created) + len(batch.changed)} transactions only {written} could be written: "
+                "the others were removed or are folded from another partition. Nothing was committed."
+            )
+        await self._connection.execute("COMMIT")
+
+    async def _insert_journal(self, rows: Sequence[JournalRow]) -> None:
+        await self._connection.execute(
+            'INSERT INTO journal (partition, "offset", transaction_id, input_type, input, outcome, reason, state, '
+            "effects, at) SELECT * FROM unnest(%s::smallint[], %s::bigint[], %s::uuid[], %s::text[], %s::json[], "
+            "%s::text[], %s::text[], %s::text[], %s::json[], %s::timestamptz[])",
+            (
+                [row.partition for row in rows],
+                [row.offset for row in rows],
+                [row.transaction_id for row in rows],
+                [row.input_type for row in rows],
+                [_json(row.input) for row in rows],
+                [row.outcome for row in rows],
+                [row.reason for row in rows],
+                [row.state for row in rows],
+                [_json(row.effects) for row in rows],
+                [row.at for row in rows],
+            ),
+        )
+
+    async def _upsert(self, created: dict[str, Entry]) -> psycopg.AsyncCursor[TupleRow]:
+        """First write of transactions; over the STARTED row that REST may have written, never over a folded one."""
+        entries = list(created.values())
+        return await self._connection.execute(
+            "INSERT INTO transactions (id, kind, name, state, services, partition, version, definition, progress, "
+            "needs_attention, parked, next_deadline, created_at, updated_at) "
+            "SELECT id, 'saga', name, state, services::text[], partition, version, definition, progress, "
+            "attention, parked, deadline, created_at, updated_at "
+            "FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::int[], %s::json[], "
+            "%s::json[], %s::bool[], %s::bool[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[]) "
+            "v (id, name, state, services, partition, version, definition, progress, attention, parked, deadline, "
+            "created_at, updated_at) "
+            "ON CONFLICT (id) DO UPDATE SET name = excluded.name, state = excluded.state, "
+            "services = excluded.services, partition = excluded.partition, version = excluded.version, "
+            "definition = excluded.definition, progress = excluded.progress, "
+            "needs_attention = excluded.needs_attention, parked = excluded.parked, "
+            "next_deadline = excluded.next_deadline, updated_at = excluded.updated_at "
+            "WHERE transactions.version = 0 AND NOT transactions.parked",
+            (
+                list(created),
+                [entry.definition["name"] for entry in entries if entry.definition],
+                [_state(entry) for entry in entries],
+                [_services(entry) for entry in entries],
+                [entry.partition for entry in entries],
+                [0 if entry.saga is None else 1 for entry in entries],
+                [_json(entry.definition) for entry in entries],
+                [_progress(entry) for entry in entries],
+                [_attention(entry) for entry in entries],
+                [entry.parked for entry in entries],
+                [_deadline(entry) for entry in entries],
+                [entry.created_at for entry in entries],
+                [entry.updated_at for entry in entries],
+            ),
+        )
+
+    async def _update(self, batch: BatchWrite) -> psycopg.AsyncCursor[TupleRow]:
+        """Later writes. A stored deadline that is early enough stays (tables.py says why)."""
+        entries = [entry for entry, _ in batch.changed.values()]
+        return await self._connection.execute(
+            "UPDATE transactions t SET state = v.state, version = t.version + v.folded, progress = v.progress, "
+            "needs_attention = v.attention, parked = v.parked, updated_at = v.updated_at, "
+            "next_deadline = CASE WHEN v.deadline IS NULL OR v.rearm OR t.next_deadline IS NULL "
+            "OR v.deadline < t.next_deadline THEN v.deadline ELSE t.next_deadline END, "
+            "deadline_claimed_until = CASE WHEN v.deadline IS NULL OR v.rearm OR t.next_deadline IS NULL "
+            "OR v.deadline < t.next_deadline THEN NULL ELSE t.deadline_claimed_until END "
+            "FROM unnest(%s::uuid[], %s::smallint[], %s::text[], %s::int[], %s::json[], %s::bool[], %s::bool[], "
+            "%s::timestamptz[], %s::timestamptz[], %s::bool[]) "
+            "v (id, partition, state, folded, progress, attention, parked, updated_at, deadline, rearm) "
+            "WHERE t.id = v.id AND t.partition = v.partition",
+            (
+                list(batch.changed),
+                [entry.partition for entry in entries],
+                [_state(entry) for entry in entries],
+                [folded for _, folded in batch.changed.values()],
+                [_progress(entry) for entry in entries],
+                [_attention(entry) for entry in entries],
+                [entry.parked for entry in entries],
+                [entry.updated_at for entry in entries],
+                [_deadline(entry) for entry in entries],
+                [id in batch.rearmed for id in batch.changed],
+            ),
+        )
+
+
+def _json(value: object) -> str | None:
+    return None if value is None else orjson.dumps(value).decode()
+
+
+def _state(entry: Entry) -> str:
+    return SagaState.STARTED if entry.saga is None else entry.saga.state
+
+
+def _progress(entry: Entry) -> str | None:
+    return None if entry.saga is None else _json(progress_to_json(entry.saga))
+
+
+def _attention(entry: Entry) -> bool:
+    return entry.parked or (entry.saga is not None and entry.saga.needs_attention)
+
+
+def _services(entry: Entry) -> str:
+    """An array literal: unnest would flatten an array of arrays. Names hold nothing that needs quoting."""
+    assert entry.definition is not None
+    return "{" + ",".join(sorted({step["service_name"] for step in entry.definition["steps"]})) + "}"
+
+
+def _deadline(entry: Entry) -> datetime | None:
+    due = None if entry.saga is None or entry.parked else entry.saga.next_deadline
+    return None if due is None else from_ms(due)

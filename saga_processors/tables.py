@@ -1,0 +1,92 @@
+"""The coordinator's own tables: the states, the journal, the partitions (DESIGN section 1).
+
+They lie in schema ``public`` of the coordinator's database, beside the ``fluxora`` schema that every service's
+database has (participant.tables). Written by the processors, except for the first, STARTED, row of a transaction,
+which REST writes so that a GET after the POST finds it.
+"""
+
+from sqlalchemy import (
+    ARRAY,
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Table,
+    Text,
+    Uuid,
+    func,
+    text,
+)
+
+metadata = MetaData()
+
+transactions = Table(
+    "transactions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False, comment="saga"),
+    Column("name", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("services", ARRAY(Text), nullable=False, comment="whom its steps address, for filters"),
+    Column("partition", SmallInteger, comment="input partition; null until the first input is folded"),
+    Column("version", Integer, nullable=False, comment="inputs that changed it; 0 = only REST has written the row"),
+    Column("definition", JSON, nullable=False, comment="as in the first input; never changes"),
+    Column("progress", JSON, comment="the machine's state besides the definition"),
+    Column("needs_attention", Boolean, nullable=False, server_default=text("false")),
+    Column("parked", Boolean, nullable=False, server_default=text("false"), comment="the machine failed on an input"),
+    Column(
+        "next_deadline",
+        DateTime(timezone=True),
+        comment="not after the machine's next deadline: may be early (then nothing is due and it is set anew), "
+        "because moving an indexed column with every step would cost more than a rare early look",
+    ),
+    Column("deadline_claimed_until", DateTime(timezone=True), comment="a clock is producing its DeadlinePassed"),
+    Column("created_at", DateTime(timezone=True), nullable=False),
+    Column("updated_at", DateTime(timezone=True), nullable=False),
+    Index("transactions_created", "created_at", "id"),
+    Index("transactions_due", "next_deadline", postgresql_where=text("next_deadline IS NOT NULL")),
+    # Room for the new version of a row on its own page: updates that touch no indexed column stay there (HOT).
+    postgresql_with={"fillfactor": "70"},
+)
+
+journal = Table(
+    "journal",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, comment="of the input topic"),
+    Column("offset", BigInteger, primary_key=True, comment="of the input"),
+    Column("transaction_id", Uuid, comment="null: the input could not be decoded"),
+    Column("input_type", Text, nullable=False),
+    Column("input", JSON, comment="the input; the definition of a saga's first one is in transactions"),
+    Column("outcome", Text, nullable=False, comment="APPLIED, IGNORED, REJECTED, POISON or PARKED"),
+    Column("reason", Text),
+    Column("state", Text, comment="the transaction's state after it"),
+    Column("effects", JSON, comment="what left because of it, in order"),
+    Column("at", DateTime(timezone=True), nullable=False, comment="the log's time of the input"),
+    Index("journal_transaction", "transaction_id"),
+)
+
+partitions = Table(
+    "partitions",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True),
+    Column("topic_id", Text, nullable=False, comment="Kafka's id of the topic: a recreated topic is another log"),
+    Column("next_offset", BigInteger, nullable=False, comment="the first input that is not folded yet"),
+    Column("published_through", BigInteger, nullable=False, comment="effects of inputs below it have left"),
+    Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", Text, primary_key=True),
+    Column("request_digest", LargeBinary, nullable=False, comment="SHA-256 of method, path and body"),
+    Column("transaction_id", Uuid, nullable=False),
+    Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Index("idempotency_keys_created", "created_at"),
+)

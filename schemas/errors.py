@@ -1,0 +1,34 @@
+"""The error tree of the platform.
+
+::
+
+    FluxoraError
+    ├── InvalidDefinition    the caller's saga breaks a rule (saga_processors.definition)
+    ├── WrongShape           the caller's record does not fit its schema
+    ├── IncompatibleSchema   a schema would break its readers
+    ├── UndecodableRecord    bytes from a topic are not what they should be
+    ├── RegistryUnavailable  the schema registry does not answer; nothing was written
+    └── Halted               going on would break a guarantee; the process must end (saga_processors.partition)
+
+A business refusal is a reply, never an exception.
+"""
+
+
+class FluxoraError(Exception):
+    """Root of every error this platform raises on purpose."""
+
+
+class WrongShape(FluxoraError):
+    """A record does not fit its Avro schema. The message names the field. Nothing was written."""
+
+
+class IncompatibleSchema(FluxoraError):
+    """A schema was refused because readers of the registered versions would break."""
+
+
+class UndecodableRecord(FluxoraError):
+    """The bytes are not a record in the Confluent wire format of a schema that the registry knows."""
+
+
+class RegistryUnavailable(FluxoraError):
+    """The schema registry could not be asked for something that is not yet cached here."""
