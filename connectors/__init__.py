@@ -5,7 +5,7 @@ after replication slots in PostgreSQL; ``python -m connectors`` is the watcher t
 """
 
 from connectors.connect import Connect, ConnectRefused, ConnectUnavailable
-from connectors.debezium import configuration, connector_name
+from connectors.debezium import configuration, connector_name, heartbeat_topic
 from connectors.slots import SlotConflict, ensure_slot, slot_state
 
 __all__ = [
@@ -16,5 +16,6 @@ __all__ = [
     "configuration",
     "connector_name",
     "ensure_slot",
+    "heartbeat_topic",
     "slot_state",
 ]

@@ -143,8 +143,10 @@ class Connect:
         problem = _problem(response)
         if response.status_code == 404:
             # While it starts, Connect answers 404 to everything, as HTML; a connector that is missing is told as JSON.
-            if missing_ok and "not found" in problem.lower() and response.headers.get("content-type", "").startswith(
-                "application/json"
+            if (
+                missing_ok
+                and "not found" in problem.lower()
+                and response.headers.get("content-type", "").startswith("application/json")
             ):
                 return None
             raise ConnectUnavailable(f"{method} {path}: {problem}")

@@ -27,6 +27,11 @@ def connector_name(database: str) -> str:
     return (PREFIX + re.sub(r"[^a-z0-9_]", "_", database.lower()))[:63]
 
 
+def heartbeat_topic(connector: str) -> str:
+    """Return the topic of a connector's heartbeats. Without it the connector waits for it, and sends nothing."""
+    return f"__debezium-heartbeat.{connector}"
+
+
 def configuration(
     database_url: str,
     *,
@@ -69,26 +74,26 @@ def configuration(
         "slot.max.retries": "60",
         "slot.retry.delay.ms": "1000",
         # -- an idle database's slot moves on (Debezium documentation, "WAL disk space consumption") ---------------
+        # The heartbeat's record carries the position into Kafka; its topic must exist (``heartbeat_topic``).
         "heartbeat.interval.ms": str(heartbeat_interval_ms),
         "heartbeat.action.query": f"SELECT pg_logical_emit_message(true, '{HEARTBEAT_MESSAGE}', '')",
         "message.prefix.exclude.list": HEARTBEAT_MESSAGE.replace(".", "\\."),
         # -- latency --------------------------------------------------------------------------------------------
         "poll.interval.ms": str(poll_interval_ms),
         # -- a row becomes a record: topic, key, value and headers are columns ----------------------------------
-        "transforms": "outbox,specversion",
+        "transforms": "outbox",
         "transforms.outbox.type": "io.debezium.transforms.outbox.EventRouter",
         "transforms.outbox.route.by.field": "topic",
         "transforms.outbox.route.topic.replacement": "${routedByValue}",
         "transforms.outbox.table.field.event.key": "aggregateid",
+        # CloudEvents' Kafka binding, binary mode. Its version is a column too: InsertHeader would parse the
+        # literal 1.0 as a number and send "1", or, quoted, send the quotes.
         "transforms.outbox.table.fields.additional.placement": (
             "id:header:ce_id,type:header:ce_type,source:header:ce_source,created_at:header:ce_time,"
+            "specversion:header:ce_specversion,"
             "traceparent:header:traceparent,content_type:header:content_type"
         ),
         "transforms.outbox.table.op.invalid.behavior": "fatal",
-        # CloudEvents' Kafka binding, binary mode: this attribute is the same for all.
-        "transforms.specversion.type": "org.apache.kafka.connect.transforms.InsertHeader",
-        "transforms.specversion.header": "ce_specversion",
-        "transforms.specversion.value.literal": "1.0",
         "tombstones.on.delete": "false",
         # The payload's bytes as they are; heartbeats, which are no bytes, as JSON.
         "key.converter": "org.apache.kafka.connect.storage.StringConverter",

@@ -1,5 +1,6 @@
 """``python -m coordinator``: serve until SIGTERM or SIGINT, then answer what is under way and end."""
 
+import logging
 import socket
 import sys
 
@@ -19,18 +20,28 @@ class _Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def main() -> None:
+def _configure_log() -> None:
+    """JSON lines, or colours for a person; those of uvicorn, psycopg and asyncio too."""
+    steps: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    shown = structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer()
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer() if sys.stderr.isatty() else structlog.processors.JSONRenderer(),
-        ],
+        processors=[*steps, shown],
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(processor=shown, foreign_pre_chain=steps))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)  # a line each second while PostgreSQL is down
+
+
+def main() -> None:
+    _configure_log()
     settings = Settings.from_environment()
     server = _Server(
         uvicorn.Config(
@@ -40,8 +51,10 @@ def main() -> None:
             loop="uvloop",
             http="httptools",
             ws="none",
+            log_config=None,
             access_log=False,  # /metrics counts; a line for each request would cost more than the request
             server_header=False,
+            proxy_headers=False,
             timeout_keep_alive=30,
             timeout_graceful_shutdown=settings.shutdown_seconds,
         )

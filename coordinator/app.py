@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from coordinator import health, openapi, problems, sagas
+from coordinator.creation import Creation
 from coordinator.guard import Guard
 from coordinator.metrics import Metrics
 from coordinator.services import Services, kafka_topics
@@ -46,9 +47,12 @@ def create_app(
     """
     metrics = Metrics()
     store = Store(settings)
+    creation = Creation(store, settings.pool_queue)
     waiting = Waiting(settings, store, metrics)
     services = Services(
-        settings, metrics, topics or kafka_topics(settings.kafka_bootstrap_servers, settings.kafka_timeout_seconds)
+        settings,
+        metrics,
+        topics or kafka_topics(settings.kafka_bootstrap_servers, settings.kafka_timeout_seconds),
     )
     submissions = Submissions(settings, codec or Codec(settings.schema_registry_url))
 
@@ -62,6 +66,7 @@ def create_app(
         finally:
             await waiting.stop()
             await services.stop()
+            await creation.stop()
             await store.close()
 
     app = FastAPI(
@@ -86,7 +91,7 @@ def create_app(
         log.warning("database unavailable", error=str(error), path=request.url.path)
         return problems.Unavailable("PostgreSQL does not answer.").response(request.url.path)
 
-    app.include_router(sagas.router(sagas.Sagas(settings, store, waiting, services, submissions, metrics)))
+    app.include_router(sagas.router(sagas.Sagas(settings, store, creation, waiting, services, submissions, metrics)))
     app.include_router(health.router(store, waiting, services, metrics))
     app.state.release_waiters = waiting.release
     return app

@@ -24,7 +24,13 @@ class Guard:
     """
 
     def __init__(
-        self, app: ASGIApp, *, metrics: Metrics, max_body_bytes: int, body_timeout_seconds: float, max_in_flight: int
+        self,
+        app: ASGIApp,
+        *,
+        metrics: Metrics,
+        max_body_bytes: int,
+        body_timeout_seconds: float,
+        max_in_flight: int,
     ) -> None:
         self._app = app
         self._metrics = metrics
@@ -62,8 +68,8 @@ class Guard:
             log.exception("request failed unexpectedly", method=scope["method"], path=scope["path"])
             if status != 0:
                 raise  # the answer is half sent; only closing the connection tells the client
-            problem = Problem(500, "internal", "An error of ours; the log has it. The request may be sent again.")
-            await problem.response(scope["path"])(scope, receive, sending)
+            ours = Problem(500, "internal", "An error of ours; the log has it.")
+            await ours.response(scope["path"])(scope, receive, sending)
         finally:
             self._in_flight -= 1
             route: Any = scope.get("route")

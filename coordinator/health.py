@@ -22,10 +22,11 @@ def router(store: Store, waiting: Waiting, services: Services, metrics: Metrics)
 
     @routes.get("/ready", operation_id="ready", summary="Can it do its work?")
     async def ready() -> Response:
-        """503, with the reasons, while sagas cannot be written, waiters cannot be woken, or no service is known
-        because Kafka was never reached. Known services need no Kafka: its outage alone is a note in `warnings`."""
-        reasons = []
-        warnings = []
+        """503, with the reasons, while sagas cannot be written, waiters cannot be woken, or no service is
+        known because Kafka was never reached. Known services need no Kafka: its outage alone is told in
+        `warnings`."""
+        reasons: list[str] = []
+        warnings: list[str] = []
         try:
             await store.check()
         except DatabaseUnavailable as error:

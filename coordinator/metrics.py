@@ -28,7 +28,9 @@ class Metrics:
         self.created = Counter("fluxora_coordinator_sagas_created_total", "Sagas created.", registry=self.registry)
         self.waiters = Gauge("fluxora_coordinator_waiters", "Requests in ?wait= now.", registry=self.registry)
         self.listening = Gauge(
-            "fluxora_coordinator_listening", "1 while the connection that wakes waiters is up.", registry=self.registry
+            "fluxora_coordinator_listening",
+            "1 while the connection that wakes waiters is up.",
+            registry=self.registry,
         )
         self.services = Gauge("fluxora_coordinator_services", "Kafka services known.", registry=self.registry)
         self.pool_waiting = Gauge(
@@ -41,7 +43,10 @@ class Metrics:
         key = (method if method.isalpha() and len(method) < 8 else "other", route, status)
         children = self._children.get(key)
         if children is None:
-            children = (self._requests.labels(key[0], route, str(status)), self._seconds.labels(key[0], route))
+            children = (
+                self._requests.labels(key[0], route, str(status)),
+                self._seconds.labels(key[0], route),
+            )
             if len(self._children) < 1000:  # a client can invent methods
                 self._children[key] = children
         children[0].inc()

@@ -21,7 +21,7 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
 #: Checked with its rule by SagaDefinition.check; here for the OpenAPI document.
 Name = Annotated[str, Field(json_schema_extra={"pattern": _NAME})]
 
-KINDS = {"compensatable", "pivot", "retriable"}
+_RETRY = Retry()
 
 
 class _Body(BaseModel):
@@ -30,15 +30,15 @@ class _Body(BaseModel):
 
 
 class RetryRequest(_Body):
-    """How often a failed action is tried again, and after what wait. Compensations are tried until they succeed."""
+    """How often a failed action is tried again, and after what wait. Compensations have no limit."""
 
-    max_attempts: int = Field(default=Retry.max_attempts, ge=1, le=MAX_ATTEMPTS)
-    initial_delay_seconds: Seconds = Retry.initial_delay_seconds
-    max_delay_seconds: Seconds = Retry.max_delay_seconds
-    multiplier: float = Field(default=Retry.multiplier, ge=1, le=10)
-    jitter: float = Field(default=Retry.jitter, ge=0, le=1, description="Share of a wait that varies.")
+    max_attempts: int = Field(default=_RETRY.max_attempts, ge=1, le=MAX_ATTEMPTS)
+    initial_delay_seconds: Seconds = _RETRY.initial_delay_seconds
+    max_delay_seconds: Seconds = _RETRY.max_delay_seconds
+    multiplier: float = Field(default=_RETRY.multiplier, ge=1, le=10)
+    jitter: float = Field(default=_RETRY.jitter, ge=0, le=1, description="Share of a wait that varies.")
     attention_after: int = Field(
-        default=Retry.attention_after,
+        default=_RETRY.attention_after,
         ge=1,
         le=2**31 - 1,
         description="From this attempt on the saga is shown with `needs_attention`.",
@@ -51,11 +51,12 @@ class StepRequest(_Body):
     command: Name | None = Field(default=None, description="Which handler of the service runs; default: the name.")
     payload: Any = Field(default_factory=dict, description="Any JSON; given to the action and to the compensation.")
     depends_on: list[Name] | None = Field(
-        default=None, description="Steps that must have been executed; default: the one before it in the list."
+        default=None,
+        description="Steps that must have been executed; default: the one before it in the list.",
     )
     kind: Literal["compensatable", "pivot", "retriable"] = "compensatable"
     retry: RetryRequest | None = None
-    timeout_seconds: Seconds = Field(default=Step.timeout_seconds, description="Of one attempt.")
+    timeout_seconds: Seconds = Field(default=Step("").timeout_seconds, description="Of one attempt.")
     action_endpoint: str | None = Field(
         default=None, description="HTTP steps come with the next release; until then a value here is refused."
     )
@@ -69,7 +70,11 @@ class SagaRequest(_Body):
                 {
                     "name": "publish-forecast",
                     "steps": [
-                        {"name": "ingest", "service_name": "readings", "payload": {"meter": "m-17", "kwh": 42.5}},
+                        {
+                            "name": "ingest",
+                            "service_name": "readings",
+                            "payload": {"meter": "m-17", "kwh": 42.5},
+                        },
                         {"name": "forecast", "service_name": "forecasts", "payload": {"meter": "m-17"}},
                         {
                             "name": "bill",
@@ -130,8 +135,9 @@ class SagaView(BaseModel):
     state: SagaState
     steps: list[StepView]
     current_step_index: int = Field(
-        description="The step it is at, always an index of `steps`: forward the first that is running or to be run, "
-        "backward the last that is being undone or to be undone; COMPLETED: the last; FAILED: the one that failed."
+        description="The step it is at, always an index of `steps`. Forward: the first that is running "
+        "or to be run; backward: the last that is being undone or to be undone; COMPLETED: the last; "
+        "FAILED: the one that failed."
     )
     needs_attention: bool = Field(description="It cannot end without help, or has tried for very long.")
     parked: bool = Field(description="An input made the machine itself fail; an operator must look.")
@@ -184,8 +190,8 @@ class WaitQuery(BaseModel):
 
     wait: str | None = Field(
         default=None,
-        description="Answer when the saga has ended, at the latest after this time: `30s`, `30`, `500ms`, `1m`. "
-        "More than the limit (60 s by default) is cut to it.",
+        description="Answer when the saga has ended, at the latest after this time: `30s`, `30`, `500ms`, "
+        "`1m`. More than the limit (60 s by default) is cut to it.",
         examples=["30s"],
     )
 

@@ -1,4 +1,4 @@
-"""What FastAPI does not find out by itself: the body that a route reads on its own, and the problem documents."""
+"""What FastAPI does not find out by itself: the body that a route reads itself, and the problem documents."""
 
 from http import HTTPStatus
 from typing import Any
@@ -16,8 +16,8 @@ _EXAMPLES: dict[int, dict[str, Any]] = {
     408: {"slug": "slow-body", "detail": "The body did not arrive within 30 s."},
     409: {
         "slug": "conflict",
-        "detail": "There is a transaction 01928f6e-3f1c-7d2a-9c1b-5f6a7b8c9d0e already; its state is EXECUTING. "
-        "Nothing was written.",
+        "detail": "There is a transaction 01928f6e-3f1c-7d2a-9c1b-5f6a7b8c9d0e already; "
+        "its state is EXECUTING. Nothing was written.",
         "state": "EXECUTING",
     },
     413: {
@@ -48,13 +48,18 @@ CREATE: dict[str, Any] = {
             "in": "header",
             "required": False,
             "description": "Your own key for this request, 1 to 255 printable ASCII characters.",
-            "schema": {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]([ -~]*[!-~])?$"},
+            "schema": {
+                "type": "string",
+                "minLength": 1,
+                "maxLength": 255,
+                "pattern": "^[!-~]([ -~]*[!-~])?$",
+            },
         },
         {
             "name": "traceparent",
             "in": "header",
             "required": False,
-            "description": "W3C Trace Context; goes with every command of the saga. An invalid one is ignored.",
+            "description": "W3C Trace Context; goes with every command. An invalid one is ignored.",
             "schema": {"type": "string"},
         },
     ],

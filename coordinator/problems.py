@@ -35,7 +35,7 @@ _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 
 
 class Problem(Exception):
-    """An answer that is an error. ``slug`` is the last part of its ``type`` and stable; ``detail`` is for people."""
+    """An answer that is an error. ``slug``, the end of its ``type``, is stable; ``detail`` is for people."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ def cut(text: str) -> str:
 
 
 def from_validation(errors: Sequence[ErrorDetails], skip: int = 0) -> Malformed:
-    """Pydantic's errors in our words. ``skip`` leading parts of their place ("query", "body") are left out."""
+    """Pydantic's errors in our words. ``skip`` leading parts of their place ("query", "body") are dropped."""
     return Malformed([(_field(error["loc"][skip:]), _rule(error)) for error in errors])
 
 

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
 from coordinator import cursor, openapi, submission
+from coordinator.creation import Creation
 from coordinator.metrics import Metrics
 from coordinator.models import ListQuery, SagaCreated, SagaPage, SagaView, WaitQuery
 from coordinator.problems import Conflict, Malformed, Problem, Unavailable
@@ -55,6 +56,7 @@ class Sagas:
         self,
         settings: Settings,
         store: Store,
+        creation: Creation,
         waiting: Waiting,
         services: Services,
         submissions: submission.Submissions,
@@ -62,6 +64,7 @@ class Sagas:
     ) -> None:
         self._settings = settings
         self._store = store
+        self._creation = creation
         self._waiting = waiting
         self._services = services
         self._submissions = submissions
@@ -70,9 +73,9 @@ class Sagas:
     async def create(self, request: Request) -> Response:
         """Start a saga. It is durable when the answer comes, and runs from then on.
 
-        With an `Idempotency-Key`, the same request sent again is answered as the first one was, with
-        `Idempotency-Replayed: true`; another body under the same key is 422. Keys are shared by all clients of
-        this coordinator.
+        With an `Idempotency-Key`, the same request sent again is answered as the first one was (201), with
+        `Idempotency-Replayed: true`; another body under the same key is 422. Keys are shared by all clients
+        of this coordinator.
 
         After 503 a saga may or may not have been written: send it again with the same `saga_id` or
         `Idempotency-Key` to have it once.
@@ -84,7 +87,7 @@ class Sagas:
         await self._check_services(saga.services, [step.service_name for step in wanted.steps])
         digest = None if key is None else submission.digest(plain)
         try:
-            saga_id, holder = await self._store.create(saga, key, digest)
+            saga_id, holder = await self._creation.create(saga, key, digest, own_id=wanted.saga_id is not None)
         except SagaExists as error:
             raise await self._conflict(saga.saga_id) from error
         headers = {"Location": f"/sagas/{saga_id}"}
@@ -100,7 +103,7 @@ class Sagas:
         return answer({"saga_id": saga_id, "state": "STARTED"}, 201, headers)
 
     async def show(self, request: Request, saga_id: UUID, query: Annotated[WaitQuery, Query()]) -> Response:
-        """One saga with its steps; with `?wait=` as soon as it has ended, or as it is when the time is over."""
+        """One saga with its steps; with `?wait=` as soon as it has ended, or when the time is over."""
         seconds = wait_seconds(query.wait, self._settings.wait_limit_seconds)
         if seconds <= 0:
             return answer(view(self._found(saga_id, await self._store.read(saga_id))))
@@ -111,7 +114,7 @@ class Sagas:
                 row = await self._waiting.until(woken, seconds, request.receive)
         return answer(view(self._found(saga_id, row or await self._store.read(saga_id))))
 
-    async def list(self, query: Annotated[ListQuery, Query()]) -> Response:
+    async def page(self, query: Annotated[ListQuery, Query()]) -> Response:
         """Sagas, newest first, a page at a time."""
         limit = query.limit or self._settings.page_size
         if limit > self._settings.max_page_size:
@@ -147,7 +150,8 @@ class Sagas:
             unknown = await self._services.unknown(distinct)
         except KafkaUnavailable as error:
             raise Unavailable(
-                "Not every service of this saga is known here, and Kafka cannot be asked. Nothing was written.", 5
+                "Not every service of this saga is known here and Kafka does not answer. Nothing was done.",
+                5,
             ) from error
         if unknown:
             raise Malformed(
@@ -195,7 +199,7 @@ def router(sagas: Sagas) -> APIRouter:
     )
     routes.add_api_route(
         "/sagas",
-        sagas.list,
+        sagas.page,
         methods=["GET"],
         operation_id="listSagas",
         summary="List sagas",

@@ -1,7 +1,7 @@
 """Which Kafka services there are: those whose command topic exists.
 
-A known name costs nothing and survives an outage of Kafka. An unknown one makes us ask, at most twice a second
-however many come, so that a service added a moment ago is found.
+A known name costs nothing and survives an outage of Kafka. An unknown one makes us ask, at most twice a
+second however many come, so that a service added a moment ago is found.
 """
 
 import asyncio

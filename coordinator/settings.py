@@ -1,4 +1,4 @@
-"""What the coordinator reads from its environment: every limit, wait and size has a default and a bound here."""
+"""What the coordinator reads from its environment: every limit, wait and size, with its bounds."""
 
 from typing import Self
 
@@ -9,8 +9,11 @@ from participant.outbox import PAYLOAD_LIMIT
 
 
 class Settings(BaseSettings):
-    """Settings of one coordinator process. In the environment: ``FLUXORA_COORDINATOR_<NAME>``, but for the addresses
-    ``DATABASE_URL``, ``KAFKA_BOOTSTRAP_SERVERS`` and ``SCHEMA_REGISTRY_URL``."""
+    """Settings of one coordinator process.
+
+    In the environment: ``FLUXORA_COORDINATOR_<NAME>``, but for the addresses ``DATABASE_URL``,
+    ``KAFKA_BOOTSTRAP_SERVERS`` and ``SCHEMA_REGISTRY_URL``.
+    """
 
     model_config = SettingsConfigDict(env_prefix="FLUXORA_COORDINATOR_", populate_by_name=True, extra="ignore")
 
@@ -38,11 +41,15 @@ class Settings(BaseSettings):
         default=PAYLOAD_LIMIT,
         ge=1 << 10,
         le=PAYLOAD_LIMIT,
-        description="Largest saga as a Kafka record; a larger one would stop the connector, so it cannot be raised.",
+        description="Largest saga as a Kafka record; a larger one "
+        "would stop the connector, so the limit cannot be raised.",
     )
     body_timeout_seconds: float = Field(default=30.0, gt=0, le=600, description="A slow body is given up after it.")
     max_in_flight: int = Field(
-        default=20_000, ge=1, le=1_000_000, description="Requests at once, waiters included; more are answered 503."
+        default=20_000,
+        ge=1,
+        le=1_000_000,
+        description="Requests at once, waiters included; more are answered 503.",
     )
 
     pool_size: int = Field(default=16, ge=1, le=500, description="Connections to PostgreSQL, plus one that listens.")
@@ -54,17 +61,26 @@ class Settings(BaseSettings):
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="A longer ?wait= is cut to this.")
     max_waiters: int = Field(default=10_000, ge=1, le=1_000_000, description="?wait= at once; more are answered 503.")
     listen_check_seconds: float = Field(
-        default=5.0, gt=0, le=300, description="How often the listening connection is tested when it is silent."
+        default=5.0,
+        gt=0,
+        le=300,
+        description="How often the listening connection is tested when it is silent.",
     )
 
     page_size: int = Field(default=50, ge=1, le=10_000, description="Sagas on a page when ?limit= is not given.")
     max_page_size: int = Field(default=500, ge=1, le=10_000, description="Largest ?limit=.")
 
     services_ttl_seconds: float = Field(
-        default=15.0, ge=1, le=3600, description="How often the list of Kafka services is refreshed in the background."
+        default=15.0,
+        ge=1,
+        le=3600,
+        description="How often the list of Kafka services is refreshed in the background.",
     )
     services_interval_seconds: float = Field(
-        default=0.5, ge=0.01, le=60, description="Least time between two listings, however many unknown names come."
+        default=0.5,
+        ge=0.01,
+        le=60,
+        description="Least time between two listings, however many unknown names come.",
     )
     kafka_timeout_seconds: float = Field(default=3.0, gt=0, le=60, description="Of one listing.")
 
@@ -75,4 +91,4 @@ class Settings(BaseSettings):
     @classmethod
     def from_environment(cls) -> Self:
         """Read the environment; raises pydantic's ValidationError, which names what is missing."""
-        return cls()  # type: ignore[call-arg]  # the required fields come from the environment
+        return cls()  # the required fields come from the environment

@@ -1,7 +1,7 @@
 """The coordinator's SQL: a saga is made by one statement, and read.
 
-psycopg's own async pool rather than SQLAlchemy's async engine: the statements are few and fixed, one creation is
-one round trip in autocommit, and the greenlet between the two would be a good part of its cost.
+psycopg's own async pool rather than SQLAlchemy's async engine: the statements are few and fixed, one creation
+is one round trip in autocommit, and the greenlet between the two would be a good part of its cost.
 """
 
 import asyncio
@@ -35,14 +35,14 @@ Connection = AsyncConnection[dict[str, Any]]
 
 
 class DatabaseUnavailable(FluxoraError):
-    """PostgreSQL does not answer in time. A read may be repeated; a creation may or may not have been written."""
+    """PostgreSQL does not answer in time. A creation may, or may not, have been written."""
 
 
 class SagaExists(FluxoraError):
     """There is a saga with this id; nothing was written."""
 
 
-# One statement is one transaction and one round trip: all three rows are there, or none. The key comes first: when
+# One statement is one transaction and one round trip: all rows are there, or none. The key comes first: when
 # another request holds it, PostgreSQL waits for that one to commit, `taken` is empty, and nothing is written.
 _WRITE = """
     written AS (
@@ -68,11 +68,38 @@ _CREATE_ONCE = """
         RETURNING key
     ),""" + _WRITE.format(from_taken="FROM taken")
 
+# The same for many, whose ids are ours and so new. Keys are taken in their order, so that two batches with
+# the same keys wait for each other instead of deadlocking; of two rows with one key the first takes it.
+_CREATE_MANY = """
+    WITH given AS MATERIALIZED (
+        SELECT * FROM unnest(
+            %(saga_id)s::uuid[], %(name)s::text[], %(services)s::text[], %(definition)s::text[],
+            %(event_id)s::uuid[], %(payload)s::bytea[], %(traceparent)s::text[], %(key)s::text[],
+            %(digest)s::bytea[]
+        ) AS given (saga_id, name, services, definition, event_id, payload, traceparent, key, digest)
+    ), taken AS (
+        INSERT INTO public.idempotency_keys (key, request_digest, transaction_id)
+        SELECT key, digest, saga_id FROM given WHERE key IS NOT NULL ORDER BY key, saga_id
+        ON CONFLICT (key) DO NOTHING
+        RETURNING transaction_id
+    ), written AS (
+        INSERT INTO public.transactions
+            (id, kind, name, state, services, version, definition, created_at, updated_at)
+        SELECT saga_id, 'saga', name, 'STARTED', services::text[], 0, definition::json, now(), now()
+        FROM given WHERE key IS NULL OR saga_id IN (SELECT transaction_id FROM taken)
+        RETURNING id
+    )
+    INSERT INTO fluxora.outbox
+        (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
+    SELECT event_id, %(type)s::text, saga_id::text, %(type)s::text, payload, %(topic)s::text,
+           %(source)s::text, traceparent, %(content_type)s::text
+    FROM given JOIN written ON written.id = given.saga_id
+    RETURNING aggregateid::uuid AS id
+"""
+
 _COLUMNS = "id, name, state, definition, progress, needs_attention, parked, created_at, updated_at"
 _READ = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = %s AND kind = 'saga'"
-_READ_ENDED = (
-    f"SELECT {_COLUMNS} FROM public.transactions WHERE id = ANY(%s) AND state IN ('COMPLETED', 'FAILED')"
-)
+_READ_ENDED = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = ANY(%s) AND state IN ('COMPLETED', 'FAILED')"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +128,7 @@ class Store:
             max_size=settings.pool_size,
             timeout=settings.pool_wait_seconds,
             max_waiting=settings.pool_queue,
-            # Its backoff doubles without a cap. Given up early, the next request that needs a connection asks anew.
+            # Its backoff doubles without a cap. Given up early, the next request that needs one tries anew.
             reconnect_timeout=1.0,
             open=False,
         )
@@ -121,8 +148,8 @@ class Store:
     async def create(self, saga: Submission, key: str | None, digest: bytes | None) -> tuple[UUID, bytes | None]:
         """Write the saga, its first input and its key.
 
-        Returns the saga's id, and ``None`` or, if the key was taken, the digest of the request that took it (the id
-        is then that request's saga).
+        Returns the saga's id and ``None``; or, if the key was taken, the id of the saga and the digest of the
+        request that took it.
 
         Raises:
             SagaExists: the id is taken.
@@ -149,7 +176,7 @@ class Store:
             try:
                 written = await connection.execute(_CREATE if key is None else _CREATE_ONCE, values)
             except errors.UniqueViolation as error:
-                # A first try may have committed just before its connection broke: the outbox row is then ours.
+                # A first try may have committed before its connection broke: the outbox row is then ours.
                 if await _exists(connection, saga.event_id):
                     return saga.saga_id, None
                 raise SagaExists(str(saga.saga_id)) from error
@@ -164,6 +191,38 @@ class Store:
             return holder["transaction_id"], holder["request_digest"]
 
         return await self._run(work)
+
+    async def create_many(self, wanted: Sequence[tuple[Submission, str | None, bytes | None]]) -> set[UUID]:
+        """Write sagas whose ids are new, with their keys and digests, in one transaction.
+
+        Returns the ids of those that were written: the others' keys were taken. If the connection broke, they
+        may have been written; :meth:`create` finds out for each.
+
+        Raises:
+            psycopg.Error: one of them cannot be written, or the connection broke.
+            DatabaseUnavailable: as :meth:`create`.
+        """
+        values = {
+            "saga_id": [saga.saga_id for saga, _, _ in wanted],
+            "name": [saga.name for saga, _, _ in wanted],
+            # An array of arrays must be rectangular, so each goes as its text. A name has nothing to escape.
+            "services": ["{" + ",".join(f'"{name}"' for name in saga.services) + "}" for saga, _, _ in wanted],
+            "definition": [saga.definition.decode() for saga, _, _ in wanted],
+            "event_id": [saga.event_id for saga, _, _ in wanted],
+            "payload": [saga.payload for saga, _, _ in wanted],
+            "traceparent": [saga.traceparent for saga, _, _ in wanted],
+            "key": [key for _, key, _ in wanted],
+            "digest": [digest for _, _, digest in wanted],
+            "type": STARTED,
+            "topic": INPUT_TOPIC,
+            "source": SOURCE,
+            "content_type": AVRO,
+        }
+
+        async def work(connection: Connection) -> set[UUID]:
+            return {row["id"] for row in await (await connection.execute(_CREATE_MANY, values)).fetchall()}
+
+        return await self._run(work, again=False)
 
     async def read(self, saga_id: UUID) -> SagaRow | None:
         async def work(connection: Connection) -> SagaRow | None:
@@ -219,8 +278,11 @@ class Store:
 
         await self._run(work)
 
-    async def _run(self, work: Callable[[Connection], Awaitable[_T]]) -> _T:
-        """Do ``work`` on a connection; once more if the connection turns out to have been dead in the pool."""
+    async def _run(self, work: Callable[[Connection], Awaitable[_T]], *, again: bool = True) -> _T:
+        """Do ``work`` on a connection; if ``again``, once more when it was dead in the pool.
+
+        Raises DatabaseUnavailable, or what psycopg raises when the statement itself is at fault.
+        """
         for last in (False, True):
             dead = False
             try:
@@ -234,11 +296,13 @@ class Store:
                 raise DatabaseUnavailable(f"PostgreSQL: {error or 'no answer in time'}") from error
             except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
                 raise DatabaseUnavailable(
-                    f"the coordinator's tables are not there; run `fluxora init` ({error.diag.message_primary})"
+                    f"our tables are not there; run `fluxora init`: {error.diag.message_primary}"
                 ) from error
             except (errors.ReadOnlySqlTransaction, errors.InsufficientPrivilege) as error:
                 raise DatabaseUnavailable(f"PostgreSQL: {error.diag.message_primary}") from error
             except psycopg.OperationalError as error:
+                if dead and not again:
+                    raise
                 if last or not dead:
                     raise DatabaseUnavailable(f"PostgreSQL: {error}") from error
                 log.warning("connection lost, trying once more", error=str(error))

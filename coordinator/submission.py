@@ -47,8 +47,8 @@ class Submission:
 def parse(body: bytes) -> tuple[SagaRequest, Any]:
     """Return the request and the plain JSON it came as.
 
-    Two parsers, because each lets something pass: pydantic's takes NaN and 1e999 inside of a payload, orjson's
-    makes floats of large integers without a word.
+    Two parsers, because each lets something pass: pydantic's takes NaN and 1e999 inside of a payload,
+    orjson's makes floats of large integers without a word.
 
     Raises:
         Malformed: not JSON, or not of the request's shape.
@@ -64,8 +64,10 @@ def parse(body: bytes) -> tuple[SagaRequest, Any]:
 
 
 def digest(plain: Any) -> bytes:
-    """What two requests with one Idempotency-Key must share: method, path and body. Spacing and order of names in
-    the body do not matter: a client that builds its request anew means the same."""
+    """What two requests with one Idempotency-Key must share: method, path and body.
+
+    Spacing and the order of names in the body do not matter: a client that builds it anew means the same.
+    """
     return hashlib.sha256(b"POST /sagas\n" + orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).digest()
 
 
@@ -155,7 +157,9 @@ class Submissions:
             if size > limit:
                 field = f"steps[{i}].payload"
                 raise TooLarge(
-                    f"{field} is {size} bytes; at most {limit} may be.", field, f"is at most {limit} bytes as JSON"
+                    f"{field} is {size} bytes; at most {limit} may be.",
+                    field,
+                    f"is at most {limit} bytes as JSON",
                 )
 
     async def _encode(self, record: dict[str, Any]) -> bytes:

@@ -1,7 +1,7 @@
 """Who waits for a saga's end, and the one connection that wakes them.
 
-The processor does ``NOTIFY fluxora_ended, '<id>,<id>,…'`` in the transaction that ends the sagas, so PostgreSQL
-delivers it exactly when, and only if, their end is committed. No waiter asks the database meanwhile.
+The processor does ``NOTIFY fluxora_ended, '<id>,<id>,…'`` in the transaction that ends the sagas, so
+PostgreSQL delivers it exactly when, and only if, their end is committed. No waiter polls meanwhile.
 """
 
 import asyncio
@@ -33,8 +33,8 @@ Woken = asyncio.Future[SagaRow | None]
 class Waiting:
     """Wakes waiters. Belongs to one event loop.
 
-    Nothing is missed: a waiter is registered before it reads the saga, and when the connection comes back all who
-    are registered are looked up, with one query, after LISTEN.
+    Nothing is missed: a waiter is registered before it reads the saga, and when the connection comes back
+    all who are registered are looked up, with one query, after LISTEN.
     """
 
     def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
@@ -96,14 +95,14 @@ def status(
     found = stack.status()
     if found is None:
         if json:
-            print('{"state": "stopped", "parts": {}}')
+            typer.echo('{"state": "stopped", "parts": {}}')
         else:
             out.print(f"Never started in {stack.root}.", markup=False)
         raise typer.Exit(EXIT_FAILED)
     good = (PartState.READY, PartState.DONE, PartState.EXTERNAL)
     healthy = found.state is StackState.READY and all(part.state in good for part in found.parts.values())
     if json:
-        print(found.model_dump_json(indent=2))
+        typer.echo(found.model_dump_json(indent=2))
         raise typer.Exit(0 if healthy else EXIT_FAILED)
     table = Table(title=f"{found.state} · {stack.root}", title_justify="left")
     for column in ("part", "state", "pid", "since", "ready in", "restarts", "last exit"):
@@ -141,7 +140,7 @@ def logs(
             err.print(f"no log of {name!r} in {stack.settings.log_dir}", markup=False)
             raise typer.Exit(EXIT_FAILED)
         for line in stack.log_tail(name, lines).splitlines():
-            print(f"{name:<{width}} | {line}")
+            typer.echo(f"{name:<{width}} | {line}")
     if follow:
         with contextlib.suppress(KeyboardInterrupt):
             _follow(stack, names, width)
@@ -154,6 +153,5 @@ def _follow(stack: Stack, names: list[str], width: int) -> None:
     while True:
         for name, file in files.items():
             for line in file:
-                print(f"{name:<{width}} | {line}", end="")
-        sys.stdout.flush()
+                typer.echo(f"{name:<{width}} | {line}", nl=False)
         time.sleep(0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from deploy.java import with_archive
 from deploy.kafka import MAX_MESSAGE_BYTES, kafka_java, properties
 from deploy.parts import Part, RunCommand
 from deploy.processes import write_atomically
@@ -22,7 +23,7 @@ def connect_part(settings: StackSettings, bootstrap: str, requires: tuple[str, .
         home.mkdir(parents=True, exist_ok=True)
         write_atomically(configuration, properties(_worker(settings, bootstrap)))
 
-    return Part(
+    part = Part(
         name="connect",
         commands=(
             kafka_java(
@@ -38,6 +39,7 @@ def connect_part(settings: StackSettings, bootstrap: str, requires: tuple[str, .
         ports={"FLUXORA_CONNECT_PORT": settings.connect_port},
         directory=home,
     )
+    return with_archive(part, settings)
 
 
 def _worker(settings: StackSettings, bootstrap: str) -> dict[str, object]:

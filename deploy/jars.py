@@ -57,7 +57,8 @@ def resolve(part: str, root: Path) -> None:
             break
         if attempt < 3:
             # -U: Maven remembers a failed download and would not try it again for a day.
-            command.insert(1, "-U") if "-U" not in command else None
+            if "-U" not in command:
+                command.append("-U")
             time.sleep(attempt)
     else:
         lines = [line for line in done.stdout.splitlines() if "ERROR" in line][:5]
@@ -74,15 +75,18 @@ def resolve(part: str, root: Path) -> None:
     os.replace(fresh, place)
 
 
+def tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
 def main() -> int:
     root = Path(sys.argv[1] if len(sys.argv) > 1 else ".jvm").resolve()
     missing = [part for part in PARTS if not is_current(part, root)]
     if not missing:
         return 0
     started = time.monotonic()
-    # One Maven after the other within a repository would cost the sum; its local repository is safe for
-    # concurrent readers and its downloads go through temporary files.
-    print(f"Fetching {', '.join(missing)} with Maven …", flush=True)
+    # Side by side: Maven waits for the network, and downloads into its repository through temporary files.
+    tell(f"Fetching {', '.join(missing)} with Maven …")
     with ThreadPoolExecutor(max_workers=len(missing)) as pool:
         results = [(part, pool.submit(resolve, part, root)) for part in missing]
     failed = False
@@ -90,9 +94,9 @@ def main() -> int:
         error = result.exception()
         if error is not None:
             failed = True
-            print(f"{part}: {error}", file=sys.stderr)
+            tell(f"{part}: {error}")
     if not failed:
-        print(f"JVM parts are in {root} ({time.monotonic() - started:.0f} s)", flush=True)
+        tell(f"JVM parts are in {root} ({time.monotonic() - started:.0f} s)")
     return 1 if failed else 0
 
 

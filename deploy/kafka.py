@@ -1,4 +1,4 @@
-"""Kafka: one KRaft node that is broker and controller, and the command line of every JVM of the stack."""
+"""Kafka: one KRaft node that is broker and controller."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from base64 import urlsafe_b64encode
 from collections.abc import Mapping
 from pathlib import Path
 
+from deploy.java import java, with_archive
 from deploy.parts import Part, RunCommand
 from deploy.processes import write_atomically
 from deploy.readiness import kafka_answers
@@ -19,29 +20,11 @@ LOGGING = Path(__file__).resolve().parent / "jvm" / "log4j2.xml"
 MAX_MESSAGE_BYTES = 2 * 1024 * 1024
 
 
-def java(heap: str, *arguments: str) -> tuple[str, ...]:
-    """A JVM for a machine that runs many things: small, quick to start, and dead when it is out of memory."""
-    return (
-        "java",
-        f"-Xmx{heap}",
-        "-XX:+UseSerialGC",
-        "-XX:+ExitOnOutOfMemoryError",
-        "-Djava.awt.headless=true",
-        "-Djava.net.preferIPv4Stack=true",
-        *arguments,
-    )
-
-
 def kafka_java(settings: StackSettings, heap: str, main: str, *arguments: str) -> tuple[str, ...]:
     """A class of Kafka's (broker, Connect, a tool), with our logging."""
-    return java(
-        heap,
-        f"-Dlog4j2.configurationFile={LOGGING}",
-        "-cp",
-        f"{settings.jvm_dir.absolute() / 'kafka'}/*",
-        main,
-        *arguments,
-    )
+    jars = settings.jvm_dir.absolute() / "kafka"
+    logging = f"-Dlog4j2.configurationFile={LOGGING}"
+    return java(heap, logging, "-cp", f"{jars}/*", main, *arguments)
 
 
 def properties(values: Mapping[str, object]) -> str:
@@ -69,7 +52,7 @@ def broker_part(settings: StackSettings) -> Part:
         await run(kafka_java(settings, "128m", "kafka.tools.StorageTool", *arguments))
         write_atomically(formatted, cluster + "\n")
 
-    return Part(
+    part = Part(
         name="kafka",
         commands=(kafka_java(settings, settings.kafka_heap, "kafka.Kafka", str(configuration)),),
         ready=kafka_answers(bootstrap),
@@ -80,6 +63,7 @@ def broker_part(settings: StackSettings) -> Part:
         },
         directory=home,
     )
+    return with_archive(part, settings)
 
 
 def _server(settings: StackSettings, data: Path) -> dict[str, object]:

@@ -10,11 +10,13 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO
 
+from deploy import orphans
 from deploy.backoff import Backoff
 from deploy.parts import Part, StepFailed
-from deploy.processes import MARKER, carries, family, marker, send, write_atomically
+from deploy.processes import MARKER, marker, write_atomically
 from deploy.readiness import attempt
 from deploy.settings import StackSettings
 from deploy.status import PartState, PartStatus
@@ -136,7 +138,7 @@ class Keeper:
             await asyncio.gather(ended, accepting, return_exceptions=True)
 
     async def _accepting(self) -> None:
-        while self.part.ready is not None and not await attempt(self.part.ready):
+        while self.part.ready is not None and not await attempt(self.part.ready):  # noqa: ASYNC110 — it polls
             await asyncio.sleep(PROBE_INTERVAL)
         if self.part.complete is not None:
             try:
@@ -152,15 +154,16 @@ class Keeper:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
+            orphans.ended(process.pid)
         if code != 0:
-            raise StepFailed(f"`{' '.join(command)[:200]}` {_described(code)}")
+            raise StepFailed(f"`{_shortened(command)}` {_described(code)}")
 
     async def _spawn(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None
     ) -> asyncio.subprocess.Process:
         with self._log() as output:
-            try:
-                return await asyncio.create_subprocess_exec(
+            starting = asyncio.ensure_future(
+                asyncio.create_subprocess_exec(
                     *command,
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=output,
@@ -170,9 +173,18 @@ class Keeper:
                     # A Ctrl-C in a terminal, or a signal to the supervisor's group, must not reach it.
                     start_new_session=True,
                 )
+            )
+            try:
+                process = await asyncio.shield(starting)
+            except asyncio.CancelledError:
+                # Told to stop while the process comes to life: it would be nobody's.
+                (await starting).kill()
+                raise
             except OSError as error:
                 self._note(f"cannot run {command[0]}: {error}")
                 raise StepFailed(f"cannot run {command[0]}: {error}") from error
+        orphans.started(process.pid)
+        return process
 
     async def _stop_process(self) -> None:
         """End the part's process if it runs, and whatever it left behind."""
@@ -183,21 +195,25 @@ class Keeper:
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(self.part.stop_signal)
+            grace = self.part.stop_grace or self._settings.stop_grace
             try:
-                async with asyncio.timeout(self._settings.stop_grace):
+                async with asyncio.timeout(grace):
                     await process.wait()
+                if self.ready.is_set() and self.part.finish is not None:
+                    self.part.finish()
             except TimeoutError:
-                log.warning("%s: did not stop in %.0f s, killed", self.part.name, self._settings.stop_grace)
+                log.warning("%s: did not stop in %.0f s, killed", self.part.name, grace)
                 process.kill()
                 await process.wait()
+        orphans.ended(process.pid)
         # A PostgreSQL whose first process was killed refuses to start while a backend of it is alive.
-        orphans = family(self._settings.root).get(self.part.name, [])
         deadline = time.monotonic() + ORPHAN_GRACE
-        while orphans := [pid for pid in orphans if carries(pid, self._marker)]:
+        while left := orphans.adopted(self._marker):
             if time.monotonic() > deadline:
-                log.warning("%s: killing what it left behind: %s", self.part.name, orphans)
-                for pid in orphans:
-                    send(pid, signal.SIGKILL, self._marker)
+                log.warning("%s: killing what it left behind: %s", self.part.name, left)
+                for pid in left:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.02)
 
     def _enter(self, state: PartState) -> None:
@@ -221,3 +237,12 @@ def _described(code: int) -> str:
         return f"was killed by {signal.Signals(-code).name}"
     except ValueError:
         return f"was killed by signal {-code}"
+
+
+def _shortened(command: Sequence[str]) -> str:
+    """The command for a message: without the prefix that changes the user, and without folders and long ends."""
+    words = list(command)
+    if words[0] == "setpriv":
+        words = words[next(n for n, word in enumerate(words[1:], 1) if not word.startswith("--")) :]
+    text = " ".join([Path(words[0]).name, *words[1:]])
+    return text if len(text) <= 100 else text[:99] + "…"

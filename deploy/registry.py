@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg.conninfo import conninfo_to_dict
 
-from deploy.kafka import java
+from deploy.java import java, with_archive
 from deploy.parts import Part
 from deploy.postgres import REGISTRY_DATABASE, create_database
 from deploy.readiness import driver_url, http_answers
@@ -19,15 +19,18 @@ def registry_part(settings: StackSettings, database_url: str, requires: tuple[st
     """The registry in the database `registry` of the server that `database_url` points to."""
     server = conninfo_to_dict(driver_url(database_url))
     host, port = server.get("host") or "127.0.0.1", server.get("port") or 5432
-    jar = next((settings.jvm_dir.absolute() / "registry").glob("apicurio-registry-app-*-runner.jar"))
+    home = settings.jvm_dir.absolute() / "registry"
+    # Not fetched yet: `missing_programs` will say so.
+    jar = next(home.glob("apicurio-registry-app-*-runner.jar"), home / "apicurio-registry-app-runner.jar")
 
     async def prepare(_: object) -> None:
         # Made with ours, but not in a PostgreSQL that was there before us.
         await create_database(database_url, REGISTRY_DATABASE)
 
-    return Part(
+    part = Part(
         name="registry",
-        commands=(java(settings.registry_heap, "-jar", str(jar)),),
+        # One compiler only: it is asked a few times at the start of each service, and then hardly ever.
+        commands=(java(settings.registry_heap, "-XX:TieredStopAtLevel=1", "-jar", str(jar)),),
         environment={
             "APICURIO_STORAGE_KIND": "sql",
             "APICURIO_STORAGE_SQL_KIND": "postgresql",
@@ -48,3 +51,4 @@ def registry_part(settings: StackSettings, database_url: str, requires: tuple[st
         ports={"FLUXORA_REGISTRY_PORT": settings.registry_port},
         directory=settings.root,
     )
+    return with_archive(part, settings)

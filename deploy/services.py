@@ -19,6 +19,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -68,14 +69,15 @@ def our_parts(
     """`init`, then the coordinator, the processors, the clock and the connector watcher side by side."""
     python = sys.executable
 
-    def service(name: str, module: str, port: int, variable: str) -> Part:
+    def service(name: str, module: str) -> Part:
+        port = next(ports)
         return Part(
             name=name,
             commands=((python, "-m", module),),
             environment=service_environment(environment, name, port),
             requires=("init",),
             ready=http_answers(f"http://127.0.0.1:{port}/ready"),
-            ports={variable: port},
+            ports={"FLUXORA_HEALTH_PORT": port},
             directory=PROJECT,
         )
 
@@ -87,13 +89,17 @@ def our_parts(
         one_shot=True,
         directory=PROJECT,
     )
-    coordinator = service("coordinator", "coordinator", settings.coordinator_port, "FLUXORA_COORDINATOR_PORT")
     processors = [
-        service(f"saga-processor-{number}", "saga_processors", next(ports), "FLUXORA_HEALTH_PORT")
-        for number in range(1, settings.processors + 1)
+        service(f"saga-processor-{number}", "saga_processors") for number in range(1, settings.processors + 1)
     ]
-    clock = service("deadline-clock", "saga_processors.clock", next(ports), "FLUXORA_HEALTH_PORT")
-    watcher = service("connector-watcher", "connectors", next(ports), "FLUXORA_HEALTH_PORT")
+    clock = service("deadline-clock", "saga_processors.clock")
+    watcher = service("connector-watcher", "connectors")
+    # It answers /ready on its own port.
+    coordinator = replace(
+        service("coordinator", "coordinator"),
+        ready=http_answers(f"http://127.0.0.1:{settings.coordinator_port}/ready"),
+        ports={"FLUXORA_COORDINATOR_PORT": settings.coordinator_port},
+    )
     return [init, coordinator, *processors, clock, watcher]
 
 

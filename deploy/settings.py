@@ -52,6 +52,10 @@ class StackSettings(BaseModel):
     run_dir: Path = Field(default=Path(".run"), description="Data, logs, pids and endpoints of this stack.")
     jvm_dir: Path = Field(default=PROJECT / ".jvm", description="Where `make jvm` put Kafka, Debezium and Apicurio.")
 
+    archive_classes: bool = Field(
+        default=True, description="JVMs write their loaded classes to .jvm/archives once, to start faster later."
+    )
+
     port_base: int | None = Field(default=None, ge=1024, le=65000, description="First of the block of ports to use.")
     postgres_port: int = Field(default=0, description="PostgreSQL.")
     kafka_port: int = Field(default=0, description="Kafka's broker.")

@@ -20,6 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from deploy.java import WRITING_GRACE, will_write_archive
 from deploy.plan import EXTERNAL, Only, Plan, busy_ports, make_plan, missing_programs, unanswered
 from deploy.processes import (
     MARKER,
@@ -133,8 +134,10 @@ class Stack:
             running = [name for layer in status.stop_layers() for name in layer] if status else []
             ours = [name for name in running if status and status.parts[name].state is not PartState.EXTERNAL]
             send(pid, signal.SIGTERM, marker(self.root, "supervisor"))
+            if any(will_write_archive(self.settings, name) for name in ours):
+                self._report("the first stop takes longer: the JVMs write archives, from which they start faster")
             # The supervisor gives each part its grace; layers follow each other.
-            deadline = time.monotonic() + 4 * self.settings.stop_grace + 10
+            deadline = time.monotonic() + 4 * self.settings.stop_grace + 2 * WRITING_GRACE
             while supervisor_pid(self.root) == pid and time.monotonic() < deadline:
                 time.sleep(POLL / 2)
             if supervisor_pid(self.root) == pid:

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from deploy.keeper import Keeper, StartFailed
+from deploy.orphans import adopt_orphans, reap
 from deploy.parts import dependents
 from deploy.plan import Plan, make_plan
 from deploy.processes import write_atomically
@@ -54,6 +55,7 @@ class Supervisor:
     async def run(self) -> int:
         """Returns the exit status: 0 when told to stop, `EXIT_START_FAILED` otherwise."""
         loop = asyncio.get_running_loop()
+        adopt_orphans()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         endpoints = self._settings.root / "endpoints.env"
@@ -63,6 +65,7 @@ class Supervisor:
         for name, keeper in self._keepers.items():
             requirements = [self._keepers[other].ready for other in keeper.part.requires]
             tasks[name] = asyncio.create_task(keeper.keep(requirements))
+        reaper = asyncio.create_task(_reap_forever())
         stop = asyncio.create_task(self._told_to_stop())
         everything = asyncio.create_task(self._all_ready())
         failure = await self._first_failure(set(tasks.values()), stop, everything)
@@ -76,6 +79,7 @@ class Supervisor:
             self._status.failed = failure.part if isinstance(failure, StartFailed) else None
             self._publish()
         await asyncio.gather(*(self._stop_part(name, task) for name, task in tasks.items()))
+        reaper.cancel()
         endpoints.unlink(missing_ok=True)
         self._enter(StackState.STOPPED if failure is None else StackState.FAILED)
         return 0 if failure is None else EXIT_START_FAILED
@@ -123,6 +127,12 @@ class Supervisor:
 
     def _publish(self) -> None:
         self._status.write(self._settings.root)
+
+
+async def _reap_forever() -> None:
+    while True:
+        await asyncio.sleep(1)
+        reap()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -190,7 +190,7 @@ class Batch:
             try:
                 connection.execute(
                     _WRITE_BARRIER,
-                    {name: list(column) for name, column in zip(columns, zip(*rows), strict=True)},
+                    {name: list(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)},
                 )
             except IntegrityError as error:
                 raise _BarrierTaken("another worker handled a step of this batch at the same time") from error
@@ -328,9 +328,7 @@ class _Walk:
         if handler.batch:
             grouped.setdefault(handler, []).append(command)
             return
-        reply, wrote = self._call(
-            [command], lambda: reply_from(command, handler.call(self._connection, command))
-        )
+        reply, wrote = self._call([command], lambda: reply_from(command, handler.call(self._connection, command)))
         if reply.outcome is Outcome.REFUSED and wrote:
             raise _DirtyRefusal({command.command_id: reply})
         self._finish(command, reply)
@@ -339,15 +337,11 @@ class _Walk:
         def call() -> list[Reply]:
             returned = handler.call(self._connection, group)
             if not isinstance(returned, Sequence) or len(returned) != len(group):
-                raise InvalidResult(
-                    f"the batch handler of {handler.name!r} must return a list of {len(group)} answers"
-                )
+                raise InvalidResult(f"the batch handler of {handler.name!r} must return a list of {len(group)} answers")
             return [reply_from(command, answer) for command, answer in zip(group, returned, strict=True)]
 
         replies, wrote = self._call(group, call)
-        refused = {
-            c.command_id: r for c, r in zip(group, replies, strict=True) if r.outcome is Outcome.REFUSED
-        }
+        refused = {c.command_id: r for c, r in zip(group, replies, strict=True) if r.outcome is Outcome.REFUSED}
         if refused and wrote:
             # Whose rows they are cannot be told: run it again with those that were not refused.
             raise _DirtyRefusal(refused)
@@ -457,6 +451,10 @@ class _Guard:
 
     def _refuse(self, connection: Connection) -> None:
         if connection is self._connection:
+            # SQLAlchemy takes its transaction for ended now, and would give a connection with an open one back to
+            # the pool: the next batch would then commit what this one did. So the connection goes.
+            self._connection = None
+            connection.invalidate()
             raise RuntimeError(
                 "a handler must not commit or roll back: its rows belong to the transaction of the whole batch"
             )

@@ -96,9 +96,7 @@ def reply_from(command: Command, returned: object) -> Reply:
     """
     if isinstance(returned, Refused):
         if command.operation is Operation.COMPENSATION:
-            raise InvalidResult(
-                f"the compensation of {command.name!r} returned Refused; it must undo or raise"
-            )
+            raise InvalidResult(f"the compensation of {command.name!r} returned Refused; it must undo or raise")
         return Reply(Outcome.REFUSED, reason=storable(returned.reason))
     if returned is None:
         return Reply(Outcome.DONE)

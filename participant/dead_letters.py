@@ -65,6 +65,4 @@ class DeadLetters:
             "exception.message": str(error),
             "exception.stacktrace": "".join(traceback.format_exception(error))[-16_000:],
         }
-        return [
-            (f"__connect.errors.{name}", str(value).encode("utf-8", "replace")) for name, value in why.items()
-        ]
+        return [(f"__connect.errors.{name}", str(value).encode("utf-8", "replace")) for name, value in why.items()]

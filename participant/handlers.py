@@ -72,6 +72,4 @@ class Handlers:
         """
         there = ", ".join(sorted(name for operation, name in self._known if operation is command.operation))
         reason = f"there is no {command.operation.value.lower()} {command.name!r} here; there are: {there}"
-        return Reply(
-            Outcome.REFUSED if command.operation is Operation.ACTION else Outcome.FAILED, reason=reason
-        )
+        return Reply(Outcome.REFUSED if command.operation is Operation.ACTION else Outcome.FAILED, reason=reason)

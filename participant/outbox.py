@@ -64,9 +64,7 @@ def default_codec() -> Codec:
     """The codec of ``SCHEMA_REGISTRY_URL``, made once."""
     url = os.environ.get("SCHEMA_REGISTRY_URL")
     if not url:
-        raise WrongShape(
-            "SCHEMA_REGISTRY_URL is not set and no codec was given: nothing to encode the event with"
-        )
+        raise WrongShape("SCHEMA_REGISTRY_URL is not set and no codec was given: nothing to encode the event with")
     return Codec(url)
 
 
@@ -149,9 +147,7 @@ _CLASS = type
 
 def _check(message: Message) -> None:
     if not _TOPIC.fullmatch(message.topic) or message.topic in (".", ".."):
-        raise WrongShape(
-            f"{message.topic!r} is no Kafka topic name (1 to 249 of letters, digits, '.', '_', '-')"
-        )
+        raise WrongShape(f"{message.topic!r} is no Kafka topic name (1 to 249 of letters, digits, '.', '_', '-')")
     if not message.key:
         raise WrongShape("the key is empty: events without a key would lose their order")
     if len(message.payload) > PAYLOAD_LIMIT:

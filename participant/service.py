@@ -1,14 +1,11 @@
 """What a user writes: a service and its handlers."""
 
-import logging
-import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import structlog
-
 from participant.command import Operation
 from participant.handlers import Handlers, InvalidService
+from participant.logs import log_to_stderr
 from participant.settings import Settings
 from participant.worker import Worker
 
@@ -38,9 +35,7 @@ class Service:
         self.handlers = Handlers()
         self._settings = settings
 
-    def action(
-        self, name: str, *, batch: bool = False, compensates: bool = True
-    ) -> Callable[[_Handler], _Handler]:
+    def action(self, name: str, *, batch: bool = False, compensates: bool = True) -> Callable[[_Handler], _Handler]:
         """Register the handler of a command.
 
         Args:
@@ -78,26 +73,7 @@ class Service:
             InvalidService: an action without a compensation, or the like; the message names all of it.
         """
         self.handlers.check()
-        _log_to_stderr()
+        log_to_stderr()
         worker = Worker(self.name, self.handlers, self._settings or Settings.from_environment())
         worker.stop_on_signals()
         worker.run()
-
-
-def _log_to_stderr() -> None:
-    """JSON lines, or colours for a person; left alone if the service has set structlog up itself."""
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(message)s")
-    if structlog.is_configured():
-        return
-    terminal = sys.stderr.isatty()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([] if terminal else [structlog.processors.dict_tracebacks]),
-            structlog.dev.ConsoleRenderer() if terminal else structlog.processors.JSONRenderer(),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )

@@ -55,4 +55,4 @@ class Settings(BaseSettings):
     @classmethod
     def from_environment(cls) -> Self:
         """Read the environment; raises pydantic's ValidationError, which names what is missing."""
-        return cls()  # type: ignore[call-arg]  # the required fields come from the environment
+        return cls()

@@ -36,6 +36,7 @@ outbox = Table(
     Column("source", Text, nullable=False),
     Column("traceparent", Text),
     Column("content_type", Text, nullable=False),
+    Column("specversion", Text, nullable=False, server_default="1.0"),  # of CloudEvents
     Column("created_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 

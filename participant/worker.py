@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterable, Sequence
 from threading import Event
 from types import FrameType
+from typing import cast
 
 import stamina
 import structlog
@@ -91,13 +92,9 @@ class Worker:
         """Consume until ``stop``; then finish the batch in hand, commit its offsets and leave the group."""
         health = None
         if self._settings.health_port:
-            health = HealthServer(
-                self._settings.health_port, self._live, self._ready, self._settings.health_host
-            )
+            health = HealthServer(self._settings.health_port, self._live, self._ready, self._settings.health_host)
             health.start()
-        self._consumer.subscribe(
-            [self._topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke
-        )
+        self._consumer.subscribe([self._topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
         log.info("service_started", service=self._service, topic=self._topic)
         try:
             while not self._stopping.is_set():
@@ -155,9 +152,7 @@ class Worker:
                     except (Retry, RegistryUnavailable) as error:
                         self._trouble = str(error)
                         RETRIES.labels(self._service).inc()
-                        log.warning(
-                            "batch_retried", service=self._service, attempt=attempt.num, error=str(error)
-                        )
+                        log.warning("batch_retried", service=self._service, attempt=attempt.num, error=str(error))
                         raise
             self._trouble = None
         finally:
@@ -174,7 +169,9 @@ class Worker:
         self._consumer.pause(self._consumer.assignment())
         if (message := self._consumer.poll(0)) is not None and message.error() is None:
             # Fetched before the pause took hold: read it again after this batch.
-            self._consumer.seek(TopicPartition(message.topic(), message.partition(), message.offset()))
+            topic, partition, offset = message.topic(), message.partition(), message.offset()
+            assert topic is not None and partition is not None and offset is not None
+            self._consumer.seek(TopicPartition(topic, partition, offset))
         return True
 
     def _commands(self, messages: Iterable[Message]) -> list[Command]:
@@ -199,9 +196,7 @@ class Worker:
         try:
             self._dead_letters.put(message, error, stage=stage)
         except KafkaFailure as failure:
-            raise Retry(
-                f"the dead letter topic {self._dead_letters.topic} does not take it: {failure}"
-            ) from failure
+            raise Retry(f"the dead letter topic {self._dead_letters.topic} does not take it: {failure}") from failure
         DEAD.labels(self._service).inc()
         log.error(
             "dead_lettered",
@@ -223,9 +218,7 @@ class Worker:
             else:
                 # The topic is not there yet, or all brokers are away: librdkafka goes on trying.
                 if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
-                    self._trouble = (
-                        f"the topic {self._topic} does not exist; `fluxora service add` creates it"
-                    )
+                    self._trouble = f"the topic {self._topic} does not exist; `fluxora service add` creates it"
                 log.warning("consumer_error", service=self._service, error=error.str())
         return good
 
@@ -234,9 +227,7 @@ class Worker:
         for message in messages:
             positions[message.partition() or 0] = (message.offset() or 0) + 1
         self._consumer.commit(
-            offsets=[
-                TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()
-            ],
+            offsets=[TopicPartition(self._topic, partition, offset) for partition, offset in positions.items()],
             asynchronous=True,
         )
 
@@ -279,7 +270,7 @@ class Worker:
 
 
 def _header(message: Message, name: str) -> str | None:
-    for key, value in message.headers() or []:
-        if key == name and value is not None:
-            return value.decode("ascii", "replace") if isinstance(value, bytes) else str(value)
-    return None
+    # The stubs allow a mapping too; what was received is always a list of pairs.
+    headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
+    value = next((value for key, value in headers if key == name and value is not None), None)
+    return None if value is None else value.decode("ascii", "replace")

@@ -41,6 +41,7 @@ class SagaWorker:
         self._settings = settings
         self._queue: asyncio.Queue[EventT[Any]] = asyncio.Queue(settings.queue_size)
         self._processor: Processor | None = None
+        self._delivered = 0
         self._ready = False
         self._health = HealthServer(settings.health_port, live=list, ready=self._not_ready_because)
         self.app = faust.App(
@@ -80,6 +81,7 @@ class SagaWorker:
 
     async def _receive(self, stream: faust.StreamT[bytes]) -> AsyncIterator[None]:
         async for event in stream.noack().events():
+            self._delivered += 1
             await self._queue.put(event)
             yield
 
@@ -127,11 +129,15 @@ class SagaWorker:
                 event.ack()
 
     async def _catch_up(self, processor: Processor) -> None:
-        before: dict[int, int] = {}
+        delivered = -1
         while True:
             owned = self._owned()
             await processor.adopt(owned)
-            before = await processor.catch_up(before)
+            # When Faust has delivered nothing at all meanwhile, what is missing has been skipped; otherwise it
+            # may just be busy with other partitions.
+            idle = self._delivered == delivered and self._queue.empty()
+            delivered = self._delivered
+            await processor.catch_up(stuck_after=0.0 if idle else self._settings.stuck_after)
             self._ready = bool(owned) or self._ready
             await asyncio.sleep(self._settings.catch_up_interval if self._ready else 0.1)
 

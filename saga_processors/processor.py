@@ -4,6 +4,7 @@ Faust delivers, this module verifies. What a crash does at each line of :meth:`P
 """
 
 import asyncio
+import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,10 @@ class Processor:
         self._positions: dict[int, PartitionPosition] = {}
         #: Newest use last. True as long as the compare-and-set succeeds: nobody else folds these transactions.
         self._cache: dict[str, Entry] = {}
+        #: What the partition rows say of ``published_through``; written with the next batch, or when idle.
         self._stored_published: dict[int, int] = {}
+        #: When each partition last moved, or was seen to have nothing waiting; monotonic, seconds.
+        self._moved_at: dict[int, float] = {}
         self._lock = asyncio.Lock()
 
     # ── Ownership ──────────────────────────────────────────────────────────────────────────────────────────
@@ -106,6 +110,7 @@ class Processor:
                 await self._republish(position)
             self._positions[partition] = position
             self._stored_published[partition] = position.published_through
+            self._moved_at[partition] = time.monotonic()
         return position
 
     async def _republish(self, position: PartitionPosition) -> None:
@@ -154,21 +159,21 @@ class Processor:
                 reached[partition] = record.offset + 1
             await self._fold_all(new)
 
-    async def catch_up(self, before: dict[int, int]) -> dict[int, int]:
-        """Fold what stands in the log and was not delivered, for partitions that have not moved since ``before``.
+    async def catch_up(self, *, stuck_after: float) -> None:
+        """Fold what stands in the log of a partition that has not moved for ``stuck_after`` seconds.
 
-        Args:
-            before: what the previous call returned.
-
-        Returns:
-            Where each partition stands now.
+        Without it an input that Faust has skipped would wait until another one follows in its partition. While
+        Faust is merely busy with other partitions this would read their inputs twice, hence the wait.
         """
         async with self._lock:
             if not self._positions:
-                return {}
+                return
+            now = time.monotonic()
             ends = await self._log.ends(list(self._positions))
             for partition, position in self._positions.items():
-                if before.get(partition) == position.next_offset < ends[partition]:
+                if position.next_offset >= ends[partition]:
+                    self._moved_at[partition] = now
+                elif now - self._moved_at[partition] >= stuck_after:
                     log.warning("not delivered", partition=partition, offset=position.next_offset, end=ends[partition])
                     await self._fill(partition, ends[partition])
             unsaved = [
@@ -179,7 +184,6 @@ class Processor:
             if unsaved:
                 await self._store.set_published(unsaved)
                 self._stored_published.update({p.partition: p.published_through for p in unsaved})
-            return {partition: position.next_offset for partition, position in self._positions.items()}
 
     async def _fill(self, partition: int, end: int) -> None:
         position = await self._position(partition)
@@ -226,6 +230,7 @@ class Processor:
         crash_at("processor.after_publish")
         for position, next_offset in moves.values():
             self._stored_published[position.partition] = position.published_through
+            self._moved_at[position.partition] = time.monotonic()
             position.next_offset = position.published_through = next_offset
         self._tidy_cache(write)
 

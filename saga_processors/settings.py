@@ -34,6 +34,8 @@ class ProcessorSettings(BaseSettings):
     session_timeout: Annotated[float, Field(ge=1, le=300)] = 6.0
     #: Seconds between looks for inputs that Faust has skipped.
     catch_up_interval: Annotated[float, Field(ge=0.05, le=60)] = 1.0
+    #: Seconds a partition with inputs may stand still while Faust delivers those of others.
+    stuck_after: Annotated[float, Field(ge=0.5, le=600)] = 5.0
     #: Seconds a batch's effects may wait for the brokers' acknowledgement before the process ends.
     publish_timeout: Annotated[float, Field(ge=1, le=600)] = 30.0
     #: Seconds between the clock's looks for deadlines that have passed.

@@ -1,4 +1,4 @@
-"""Creates and upgrades the coordinator's database: the ``fluxora`` schema of every service, then its own tables.
+"""Creates and upgrades the coordinator's database: the schema ``fluxora`` of every service, then its own.
 
 The two trees are apart: ``fluxora.alembic_version`` belongs to ``participant.migrations``,
 ``public.alembic_version`` to this one.

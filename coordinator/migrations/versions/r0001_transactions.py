@@ -10,6 +10,32 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+_COMMENTS = {
+    "transactions.kind": "saga",
+    "transactions.services": "whom its steps address, for filters",
+    "transactions.partition": "input partition; null until the first input is folded",
+    "transactions.version": "inputs that changed it; 0 = only REST has written the row",
+    "transactions.definition": "as in the first input; never changes",
+    "transactions.progress": "the machine's state besides the definition",
+    "transactions.parked": "the machine failed on an input",
+    "transactions.next_deadline": "not after the machine's next deadline: may be early (then nothing is due "
+    "and it is set anew), because moving an indexed column with every step would cost more than a rare early "
+    "look",
+    "transactions.deadline_claimed_until": "a clock is producing its DeadlinePassed",
+    "journal.partition": "of the input topic",
+    "journal.offset": "of the input",
+    "journal.transaction_id": "null: the input could not be decoded",
+    "journal.input": "the input; the definition of a saga's first one is in transactions",
+    "journal.outcome": "APPLIED, IGNORED, REJECTED, POISON or PARKED",
+    "journal.state": "the transaction's state after it",
+    "journal.effects": "what left because of it, in order",
+    "journal.at": "the log's time of the input",
+    "partitions.topic_id": "Kafka's id of the topic: a recreated topic is another log",
+    "partitions.next_offset": "the first input that is not folded yet",
+    "partitions.published_through": "effects of inputs below it have left",
+    "idempotency_keys.request_digest": "SHA-256 of method, path and body",
+}
+
 
 def upgrade() -> None:
     op.execute("""
@@ -70,12 +96,10 @@ def upgrade() -> None:
     """)
     op.execute("CREATE INDEX idempotency_keys_created ON public.idempotency_keys (created_at)")
     # The tables say themselves what their columns mean: SQL is the operator's tool.
-    for column, meaning in COMMENTS.items():
+    for column, meaning in _COMMENTS.items():
         table, name = column.split(".")
-        op.execute(f"""COMMENT ON COLUMN public.{table}."{name}" IS '{meaning}'""")
-
-
-COMMENTS: dict[str, str] = {}
+        quoted = meaning.replace("'", "''")
+        op.execute(f"""COMMENT ON COLUMN public.{table}."{name}" IS '{quoted}'""")
 
 
 def downgrade() -> None:

@@ -23,6 +23,7 @@ def upgrade() -> None:
             source text NOT NULL,
             traceparent text,
             content_type text NOT NULL,
+            specversion text NOT NULL DEFAULT '1.0',
             created_at timestamptz NOT NULL DEFAULT now()
         )
     """)

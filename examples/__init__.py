@@ -1,0 +1,1 @@
+"""Examples; ``make demo`` runs them."""

@@ -1,0 +1,1 @@
+"""The command line: ``fluxora init``, ``fluxora service add``, ``fluxora saga list``."""

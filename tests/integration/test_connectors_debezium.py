@@ -1,0 +1,305 @@
+"""The connector on the real stack: what an outbox row becomes, and what is never lost silently."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from typing import TypeVar
+
+import httpx
+import pytest
+from confluent_kafka import Message, Producer
+from confluent_kafka.admin import AdminClient
+from prometheus_client import REGISTRY
+from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy.pool import NullPool
+
+from connectors import Connect, configuration, connector_name, ensure_slot
+from connectors.slots import slot_state
+from connectors.watcher import Watcher, WatcherSettings
+from fluxora.topics import Topic as Wanted
+from fluxora.topics import ensure_topics, heartbeat_topics
+from participant import migrations, outbox
+from participant.settings import sqlalchemy_url
+from tests.integration.fix_participant import Stack, Topic
+
+T = TypeVar("T")
+
+
+class Service:
+    """A database with an outbox, its slot and its connector."""
+
+    def __init__(self, stack: Stack, connect: Connect, url: str) -> None:
+        self.stack = stack
+        self.connect = connect
+        self.url = url
+        self.name = connector_name(make_url(url).database or "")
+        self.engine: Engine = create_engine(sqlalchemy_url(url), poolclass=NullPool)
+        migrations.upgrade(url)
+        assert ensure_slot(url)
+        assert not ensure_slot(url)
+
+    def register(self) -> None:
+        ensure_topics(AdminClient({"bootstrap.servers": self.stack.kafka}), heartbeat_topics(self.name))
+        self.connect.put(self.name, configuration(self.url))
+        self.connect.await_running(self.name)
+
+    def publish(self, topic: str, number: int, start: int = 0) -> list[outbox.Message]:
+        messages = [
+            outbox.Message(
+                topic=topic,
+                key=str(uuid.uuid4()),
+                type="test.Happened",
+                payload=f"{i}".encode() + b"\x00\xff\xfe binary",
+                source="tester",
+                traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01" if i % 2 else None,
+            )
+            for i in range(start, start + number)
+        ]
+        with self.engine.begin() as connection:
+            outbox.publish_many(connection, messages)
+        return messages
+
+    def sql(self, statement: str, **parameters: object) -> None:
+        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.execute(text(statement), parameters)
+
+    def terminate_sender(self) -> None:
+        self.sql(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = :n AND active",
+            n=self.name,
+        )
+
+
+@pytest.fixture
+def service(stack: Stack, connect: Connect, fresh_database_url: str) -> Iterator[Service]:
+    service = Service(stack, connect, fresh_database_url)
+    yield service
+    service.engine.dispose()
+
+
+@pytest.fixture
+def events(stack: Stack, new_name: Callable[[str], str]) -> str:
+    name = new_name("events")
+    ensure_topics(AdminClient({"bootstrap.servers": stack.kafka}), [Wanted(name, 12)])
+    return name
+
+
+def bodies(messages: list[Message]) -> list[bytes]:
+    return sorted(message.value() or b"" for message in messages)
+
+
+def test_a_row_arrives_as_it_was_written_with_cloudevents_headers(
+    service: Service, events: str, topic: Callable[[str], Topic]
+) -> None:
+    service.register()
+    sent = {str(message.id): message for message in service.publish(events, 50)}
+    found = topic(events).read(lambda messages: len(messages) >= 50)
+    assert len(found) == 50
+    for record in found:
+        headers = dict(record.headers() or [])
+        message = sent[headers["ce_id"].decode()]
+        assert record.key() == message.key.encode()
+        assert record.value() == message.payload
+        assert headers["ce_type"] == b"test.Happened"
+        assert headers["ce_source"] == b"tester"
+        assert headers["ce_specversion"] == b"1.0"
+        assert headers["content_type"] == b"application/avro"
+        assert headers["traceparent"] == (message.traceparent.encode() if message.traceparent else None)
+        assert headers["ce_time"].endswith(b"Z")
+        assert abs(datetime.fromisoformat(headers["ce_time"].decode()).timestamp() - time.time()) < 120
+
+
+def test_debezium_and_murmur2_random_choose_the_same_partition(
+    service: Service, events: str, topic: Callable[[str], Topic], stack: Stack, new_name: Callable[[str], str]
+) -> None:
+    ours = new_name("ours")
+    ensure_topics(AdminClient({"bootstrap.servers": stack.kafka}), [Wanted(ours, 12)])
+    service.register()
+    sent = service.publish(events, 200)
+    producer = Producer({"bootstrap.servers": stack.kafka, "partitioner": "murmur2_random"})
+    for message in sent:
+        producer.produce(ours, key=message.key, value=b"")
+    producer.flush()
+    by_key = [
+        {record.key(): record.partition() for record in topic(name).read(lambda messages: len(messages) >= 200)}
+        for name in (events, ours)
+    ]
+    assert by_key[0] == by_key[1]
+    assert len(set(by_key[0].values())) == 12
+
+
+def test_rows_written_before_the_connector_is_there_arrive_in_order(
+    service: Service, events: str, topic: Callable[[str], Topic]
+) -> None:
+    early = service.publish(events, 20)
+    service.register()
+    late = service.publish(events, 20, start=20)
+    found = topic(events).read(lambda messages: len(messages) >= 40)
+    assert bodies(found) == sorted(message.payload for message in early + late)
+
+
+def test_nothing_is_lost_when_the_sender_is_killed_again_and_again(
+    service: Service, events: str, topic: Callable[[str], Topic]
+) -> None:
+    service.register()
+    sent = []
+    for i in range(5):
+        sent += service.publish(events, 20, start=20 * i)
+        service.terminate_sender()
+        time.sleep(0.3)
+        sent += service.publish(events, 20, start=1000 + 20 * i)
+    wanted = {str(message.id).encode() for message in sent}
+    topic(events).read(lambda messages: wanted <= {dict(m.headers() or [])["ce_id"] for m in messages}, timeout_s=90)
+
+
+def test_a_slot_that_was_made_anew_fails_loudly_instead_of_skipping(
+    service: Service, events: str, topic: Callable[[str], Topic]
+) -> None:
+    service.register()
+    service.publish(events, 10)
+    reader = topic(events)
+    reader.read(lambda messages: len(messages) >= 10)
+    _await_confirmed(service)
+    _stop(service)
+    service.sql("SELECT pg_drop_replication_slot(:n)", n=service.name)
+    service.publish(events, 5, start=10)  # these are lost: no slot kept them
+    ensure_slot(service.url)
+    _resume(service)
+    failure = _await(lambda: service.connect.connectors(service.name)[service.name].failures, 60)
+    assert "no longer available" in failure[0].trace
+    assert len(reader.read(lambda messages: True)) <= 10
+
+
+def test_a_missing_slot_fails_loudly_too(service: Service, events: str, topic: Callable[[str], Topic]) -> None:
+    """Debezium makes a slot that is missing by itself; what it then finds must stop it all the same."""
+    service.register()
+    service.publish(events, 10)
+    topic(events).read(lambda messages: len(messages) >= 10)
+    _await_confirmed(service)
+    _stop(service)
+    service.sql("SELECT pg_drop_replication_slot(:n)", n=service.name)
+    service.publish(events, 5, start=10)
+    _resume(service)
+    assert _await(lambda: service.connect.connectors(service.name)[service.name].failures, 60)
+
+
+def test_an_idle_database_moves_its_slot_on(service: Service) -> None:
+    service.register()
+    service.connect.put(service.name, configuration(service.url, heartbeat_interval_ms=500))
+    service.connect.await_running(service.name)
+    service.sql("CREATE TABLE elsewhere AS SELECT repeat('x', 1000) FROM generate_series(1, 20000)")
+
+    def caught_up() -> bool:
+        with service.engine.connect() as connection:
+            state = slot_state(connection, service.name)
+        return state is not None and state.active and state.lag_bytes < 100_000
+
+    assert _await(caught_up, 30)
+
+
+def test_the_watcher_restarts_a_failed_connector_and_restores_a_vanished_one(
+    service: Service, events: str, topic: Callable[[str], Topic]
+) -> None:
+    service.register()
+    watcher = Watcher(
+        Connect(service.stack.connect, patience_s=1),
+        WatcherSettings(connect_url=service.stack.connect, restart_wait_min_s=0.5, restart_wait_max_s=2),
+    )
+    watcher.look()
+
+    def mine() -> list[str]:
+        return [reason for reason in watcher.ready() if reason.startswith(service.name)]
+
+    assert mine() == []
+
+    # Without its publication the task fails, and Connect leaves it so.
+    _stop(service)
+    service.sql("DROP PUBLICATION fluxora_outbox")
+    _resume(service)
+    _await(lambda: service.connect.connectors(service.name)[service.name].failures, 60)
+    watcher.look()
+    assert mine()
+    service.sql("CREATE PUBLICATION fluxora_outbox FOR TABLE fluxora.outbox WITH (publish = 'insert')")
+    sent = service.publish(events, 5)
+    _await(lambda: (watcher.look(), time.sleep(0.2), not mine())[-1], 60)
+    found = topic(events).read(lambda messages: len(messages) >= 5)
+    assert bodies(found) == sorted(message.payload for message in sent)
+    assert REGISTRY.get_sample_value("fluxora_connector_restarts_total", {"connector": service.name})
+    assert REGISTRY.get_sample_value("fluxora_slot_active", {"slot": service.name}) == 1
+
+    service.connect.delete(service.name)
+    sent = service.publish(events, 5, start=5)
+    _await(lambda: (watcher.look(), time.sleep(0.2), not mine())[-1], 60)
+    topic(events).read(lambda messages: {m.payload for m in sent} <= {m.value() for m in messages})
+    assert REGISTRY.get_sample_value("fluxora_connector_restored_total", {"connector": service.name}) == 1
+
+
+def test_a_row_for_a_missing_topic_waits_for_it(
+    service: Service, stack: Stack, new_name: Callable[[str], str], topic: Callable[[str], Topic]
+) -> None:
+    service.register()
+    missing = new_name("missing")
+    sent = service.publish(missing, 3)
+    time.sleep(3)
+    ensure_topics(AdminClient({"bootstrap.servers": stack.kafka}), [Wanted(missing, 1)])
+    found = topic(missing).read(lambda messages: len(messages) >= 3)
+    assert [message.value() for message in found] == [message.payload for message in sent]
+
+
+def test_a_database_that_is_closed_for_a_while_is_waited_for(
+    service: Service, events: str, topic: Callable[[str], Topic]
+) -> None:
+    service.register()
+    database = make_url(service.url).database
+    admin = create_engine(sqlalchemy_url(service.stack.database_url), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    with admin.connect() as connection:
+        connection.execute(text(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS false'))
+        connection.execute(
+            text("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = :d"), {"d": database}
+        )
+        time.sleep(5)
+        connection.execute(text(f'ALTER DATABASE "{database}" ALLOW_CONNECTIONS true'))
+    sent = service.publish(events, 5)
+    found = topic(events).read(lambda messages: len(messages) >= 5)
+    assert bodies(found) == sorted(message.payload for message in sent)
+
+
+def test_an_equal_configuration_is_not_sent_again(service: Service) -> None:
+    service.register()
+    assert not service.connect.put(service.name, configuration(service.url))
+    assert service.connect.put(service.name, configuration(service.url, poll_interval_ms=20))
+
+
+def _await_confirmed(service: Service) -> None:
+    """Wait until Connect has stored the connector's position."""
+
+    def stored() -> bool:
+        answer = httpx.get(f"{service.stack.connect}/connectors/{service.name}/offsets", timeout=30)
+        return answer.is_success and bool(answer.json()["offsets"])
+
+    _await(stored, 60)
+
+
+def _stop(service: Service) -> None:
+    httpx.put(f"{service.stack.connect}/connectors/{service.name}/stop", timeout=30).raise_for_status()
+
+    def free() -> bool:
+        with service.engine.connect() as connection:
+            state = slot_state(connection, service.name)
+        return state is not None and not state.active
+
+    _await(free, 30)
+
+
+def _resume(service: Service) -> None:
+    httpx.put(f"{service.stack.connect}/connectors/{service.name}/resume", timeout=30).raise_for_status()
+
+
+def _await(condition: Callable[[], T], timeout_s: float) -> T:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    pytest.fail(f"not within {timeout_s} s")

@@ -1,0 +1,247 @@
+"""What holds for every saga, whatever answers come, in whatever order, how often, and how late."""
+
+import random
+
+import orjson
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from saga_processors import codec
+from saga_processors.definition import RetryPolicy, SagaDefinition, StepDefinition, StepKind
+from saga_processors.saga import (
+    SAGA_MOVES,
+    STEP_MOVES,
+    TERMINAL,
+    DeadlinePassed,
+    Input,
+    Operation,
+    Outcome,
+    PublishEvent,
+    Saga,
+    SagaStarted,
+    SagaState,
+    SendCommand,
+    StepReplied,
+    StepState,
+    Verdict,
+    advance,
+)
+
+MAX_STEPS = 5
+
+
+@st.composite
+def definitions(draw: st.DrawFn) -> SagaDefinition:
+    """Any valid saga of up to five steps: a graph, retries, perhaps a pivot with retriable steps after it."""
+    count = draw(st.integers(1, MAX_STEPS))
+    pivot = draw(st.one_of(st.none(), st.integers(0, count - 1)))
+    steps = []
+    for i in range(count):
+        if pivot is None or i < pivot:
+            kind = StepKind.COMPENSATABLE
+            needed = draw(st.sets(st.integers(0, i - 1))) if i else set()
+        else:
+            kind = StepKind.PIVOT if i == pivot else StepKind.RETRIABLE
+            needed = set(range(i)) if i == pivot else {pivot, *draw(st.sets(st.integers(pivot, i - 1)))}
+        retry = RetryPolicy(draw(st.integers(1, 3)), 50, 400, 2.0, draw(st.sampled_from([0.0, 0.5])), 4)
+        steps.append(
+            StepDefinition(
+                f"s{i}", "svc", f"s{i}", "{}", tuple(f"s{j}" for j in sorted(needed)), kind, retry, 1_000
+            )
+        )
+    definition = SagaDefinition("any", tuple(steps), draw(st.sampled_from([None, 700, 5_000])))
+    definition.check(MAX_STEPS)
+    return definition
+
+
+def inputs(definition: SagaDefinition) -> st.SearchStrategy[Input]:
+    """Any input, sensible or not."""
+    names = st.sampled_from([step.name for step in definition.steps] + ["nobody"])
+    return st.one_of(
+        st.builds(
+            StepReplied,
+            names,
+            st.sampled_from(Operation),
+            st.integers(1, 4),
+            st.sampled_from(Outcome),
+            st.just('{"r": 1}'),
+            st.just("why"),
+        ),
+        st.builds(DeadlinePassed, st.integers(0, 20_000)),
+        st.just(SagaStarted(definition)),
+    )
+
+
+class Service:
+    """A participant with inbox and barrier: what it did for each step, and the answers it gives."""
+
+    def __init__(self) -> None:
+        self.inbox: set[SendCommand] = set()
+        self.ran: set[int] = set()
+        self.undone: set[int] = set()
+        #: Actions refused, or compensated before they came: they never run any more.
+        self.closed: set[int] = set()
+
+    def handle(self, saga: Saga, command: SendCommand, outcome: Outcome) -> StepReplied | None:
+        if command in self.inbox:
+            return None
+        self.inbox.add(command)
+        i = command.step
+        name, kind = saga.definition.steps[i].name, saga.definition.steps[i].kind
+        if command.operation is Operation.COMPENSATION:
+            if outcome is Outcome.FAILED:
+                return StepReplied(name, command.operation, command.attempt, Outcome.FAILED, None, "error")
+            if i in self.ran:
+                self.undone.add(i)
+            self.closed.add(i)
+            outcome = Outcome.DONE
+        elif i in self.ran and i not in self.undone:
+            outcome = Outcome.DONE
+        elif i in self.closed:
+            outcome = Outcome.REFUSED
+        elif outcome is Outcome.DONE:
+            self.ran.add(i)
+        elif outcome is Outcome.REFUSED and kind is not StepKind.RETRIABLE:
+            self.closed.add(i)
+        return StepReplied(name, command.operation, command.attempt, outcome, None, None)
+
+
+def check_state(saga: Saga) -> None:
+    """Invariants of a single state."""
+    states = [step.state for step in saga.steps]
+    if saga.state in TERMINAL:
+        assert saga.next_deadline is None
+        assert not saga.needs_attention
+    else:
+        # No state is without an exit: while a saga has not ended, a timer runs, whoever stays silent.
+        assert saga.next_deadline is not None
+    if saga.state is SagaState.COMPLETED:
+        assert set(states) == {StepState.EXECUTED}
+    if saga.state is SagaState.FAILED:
+        assert set(states) <= {StepState.PENDING, StepState.FAILED, StepState.COMPENSATED}
+    for i, step in enumerate(saga.steps):
+        kind = saga.definition.steps[i].kind
+        waits = (step.timeout_at is not None) + (step.retry_at is not None)
+        assert waits == (step.state in (StepState.EXECUTING, StepState.COMPENSATING))
+        if kind is not StepKind.COMPENSATABLE:
+            assert step.state not in (StepState.COMPENSATING, StepState.COMPENSATED)
+            if step.state is StepState.EXECUTED:
+                assert saga.state in (SagaState.EXECUTING, SagaState.COMPLETED)
+        for j in saga.definition.depends_on[i]:
+            if step.state is not StepState.PENDING:
+                assert states[j] is not StepState.PENDING
+            if step.state in (StepState.EXECUTING, StepState.EXECUTED):
+                assert states[j] is StepState.EXECUTED
+
+
+@given(st.data())
+@settings(max_examples=250, deadline=None)
+def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> None:
+    definition = data.draw(definitions())
+    saga = advance(None, SagaStarted(definition), 0).saga
+    assert saga is not None
+    at = 0
+    for event in data.draw(st.lists(inputs(definition), max_size=25)):
+        at += data.draw(st.integers(0, 500))
+        before = saga
+        decision = advance(saga, event, at)
+        assert decision == advance(saga, event, at), "the same input gives the same decision"
+        saga = decision.saga
+        assert saga is not None
+        check_state(saga)
+        if decision.verdict is not Verdict.APPLIED:
+            assert saga is before
+            assert decision.effects == ()
+            assert decision.reason
+        else:
+            sequence = [e.sequence for e in decision.effects if isinstance(e, PublishEvent)]
+            assert sequence == list(range(before.events + 1, saga.events + 1))
+        if before.state is not saga.state:
+            assert saga.state in reachable(before.state)
+        # What is stored is what was decided.
+        stored = orjson.loads(orjson.dumps(codec.progress_to_json(saga)))
+        record = codec_definition(definition)
+        assert codec.saga_from_json(record, saga.state, stored) == saga
+        for effect in decision.effects:
+            assert codec.effect_from_json(orjson.loads(orjson.dumps(codec.effect_to_json(effect)))) == effect
+
+
+def reachable(state: SagaState) -> set[SagaState]:
+    """States that one input may lead to: several moves of the table at once."""
+    found = set(SAGA_MOVES[state].values())
+    for following in list(found):
+        found |= reachable(following)
+    return found
+
+
+def codec_definition(definition: SagaDefinition) -> dict[str, object]:
+    return {
+        "name": definition.name,
+        "timeout_ms": definition.timeout_ms,
+        "traceparent": definition.traceparent,
+        "steps": [
+            {
+                **{f: getattr(step, f) for f in step.__slots__},
+                "retry": {f: getattr(step.retry, f) for f in step.retry.__slots__},
+            }
+            for step in definition.steps
+        ],
+    }
+
+
+@given(definitions(), st.integers(0, 2**32))
+@settings(max_examples=500, deadline=None)
+def test_with_lost_doubled_and_reordered_messages_every_saga_ends_whole_or_undone(
+    definition: SagaDefinition, seed: int
+) -> None:
+    """Chaos for a while, then a network that delivers: it ends, and what ran is what the end says."""
+    chance = random.Random(seed)
+    service = Service()
+    decision = advance(None, SagaStarted(definition), 0)
+    saga = decision.saga
+    in_flight: list[SendCommand | StepReplied] = [e for e in decision.effects if isinstance(e, SendCommand)]
+    at = 0
+    for round in range(2_000):
+        assert saga is not None
+        if saga.state in TERMINAL and not in_flight:
+            break
+        chaotic = round < 60
+        fate = chance.choice(["deliver", "deliver", "drop", "double", "wait"]) if chaotic else "deliver"
+        if in_flight and fate != "wait":
+            place = chance.randrange(len(in_flight)) if chaotic else 0
+            message = in_flight[place] if fate == "double" else in_flight.pop(place)
+            if fate == "drop":
+                continue
+            if isinstance(message, SendCommand):
+                outcome = chance.choice(list(Outcome)) if chaotic else Outcome.DONE
+                if (answer := service.handle(saga, message, outcome)) is not None:
+                    in_flight.append(answer)
+                continue
+            event: Input = message
+        elif saga.next_deadline is not None:
+            at = max(at, saga.next_deadline)
+            event = DeadlinePassed(saga.next_deadline)
+        else:
+            continue
+        decision = advance(saga, event, at)
+        saga = decision.saga
+        assert saga is not None
+        check_state(saga)
+        in_flight += [e for e in decision.effects if isinstance(e, SendCommand)]
+    assert saga is not None
+    assert saga.state in TERMINAL, f"stuck in {saga}"
+    if saga.state is SagaState.COMPLETED:
+        assert service.ran == set(range(len(definition.steps)))
+        assert not service.undone
+    else:
+        assert service.ran == service.undone, "what ran is undone, and nothing else"
+
+
+def test_every_state_of_the_tables_can_be_left_or_is_an_end() -> None:
+    assert {SagaState.COMPLETED, SagaState.FAILED} == TERMINAL
+    for moves in SAGA_MOVES.values():
+        assert all(target in SAGA_MOVES for target in moves.values())
+    ends = {state for state, moves in STEP_MOVES.items() if not moves}
+    assert ends == {StepState.COMPENSATED, StepState.FAILED}
+    for state in SAGA_MOVES:
+        assert state in TERMINAL or reachable(state) & TERMINAL
