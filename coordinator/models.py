@@ -193,6 +193,7 @@ class WaitQuery(BaseModel):
         description="Answer when the saga has ended, at the latest after this time: `30s`, `30`, `500ms`, "
         "`1m`. More than the limit (60 s by default) is cut to it.",
         examples=["30s"],
+        json_schema_extra={"pattern": "^[0-9]{1,9}([.][0-9]{1,9})?(ms|s|m)?$"},
     )
 
 

@@ -84,6 +84,10 @@ class Settings(BaseSettings):
     )
     kafka_timeout_seconds: float = Field(default=3.0, gt=0, le=60, description="Of one listing.")
 
+    registry_timeout_seconds: float = Field(
+        default=5.0, gt=0, le=60, description="Longest wait for the schema registry, which is asked once; then 503."
+    )
+
     shutdown_seconds: int = Field(
         default=10, ge=1, le=300, description="After SIGTERM, how long running requests may take to end."
     )

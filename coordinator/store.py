@@ -118,7 +118,8 @@ class Store:
     """Reads and writes through a bounded pool; every wait has a limit."""
 
     def __init__(self, settings: Settings) -> None:
-        self._timeout = settings.statement_timeout_seconds
+        self._timeout = settings.pool_wait_seconds + settings.statement_timeout_seconds + 1.0
+        self._abandoned: set[asyncio.Task[Any]] = set()
         self._pool: AsyncConnectionPool[Connection] = AsyncConnectionPool(
             settings.database_url,
             connection_class=AsyncConnection[dict[str, Any]],
@@ -279,21 +280,51 @@ class Store:
         await self._run(work)
 
     async def _run(self, work: Callable[[Connection], Awaitable[_T]], *, again: bool = True) -> _T:
-        """Do ``work`` on a connection; if ``again``, once more when it was dead in the pool.
+        """Do ``work`` on a connection, within the limit of time.
 
-        Raises DatabaseUnavailable, or what psycopg raises when the statement itself is at fault.
+        Args:
+            again: try once more when the connection turns out to have been dead in the pool.
+
+        Raises:
+            DatabaseUnavailable: no answer; whatever was sent may have been done.
+            psycopg.Error: the statement itself is at fault, or (without ``again``) the connection broke.
         """
+        task = asyncio.create_task(self._attempt(work, again))
+        try:
+            done, _ = await asyncio.wait((task,), timeout=self._timeout)
+        except asyncio.CancelledError:
+            self._abandon(task)
+            raise
+        if not done:
+            # psycopg asks the server to cancel and waits for that too, which our caller need not.
+            task.cancel()
+            self._abandon(task)
+            raise DatabaseUnavailable(f"PostgreSQL: no answer within {self._timeout:g} s")
+        return task.result()
+
+    def _abandon(self, task: asyncio.Task[Any]) -> None:
+        """Keep the task until it has ended; nobody asks for its result any more."""
+        self._abandoned.add(task)
+
+        def ended(task: asyncio.Task[Any]) -> None:
+            self._abandoned.discard(task)
+            if not task.cancelled():
+                task.exception()
+
+        task.add_done_callback(ended)
+
+    async def _attempt(self, work: Callable[[Connection], Awaitable[_T]], again: bool) -> _T:
         for last in (False, True):
             dead = False
             try:
-                async with asyncio.timeout(self._timeout + 2.0), self._pool.connection() as connection:
+                async with self._pool.connection() as connection:
                     try:
                         return await work(connection)
                     except psycopg.OperationalError:
                         dead = connection.closed
                         raise
-            except (PoolTimeout, TooManyRequests, TimeoutError) as error:
-                raise DatabaseUnavailable(f"PostgreSQL: {error or 'no answer in time'}") from error
+            except (PoolTimeout, TooManyRequests) as error:
+                raise DatabaseUnavailable(f"PostgreSQL: {error}") from error
             except (errors.UndefinedTable, errors.UndefinedColumn, errors.InvalidSchemaName) as error:
                 raise DatabaseUnavailable(
                     f"our tables are not there; run `fluxora init`: {error.diag.message_primary}"

@@ -20,7 +20,7 @@ from coordinator.settings import Settings
 from participant import sagas
 from saga_processors.codec import definition_from_record, definition_to_json
 from saga_processors.definition import InvalidDefinition
-from schemas import Codec, WrongShape
+from schemas import Codec, RegistryUnavailable, WrongShape
 
 KEY_LIMIT = 255
 _KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
@@ -94,6 +94,7 @@ class Submissions:
         self._settings = settings
         self._codec = codec
         self._warm = False
+        self._meeting: asyncio.Task[str | None] | None = None
 
     async def make(self, request: SagaRequest, trace: str | None) -> Submission:
         """Check ``request`` and encode it.
@@ -163,15 +164,34 @@ class Submissions:
                 )
 
     async def _encode(self, record: dict[str, Any]) -> bytes:
+        if not self._warm:
+            await self._meet_registry(record)
         try:
-            if self._warm:
-                return self._codec.encode(sagas.STARTED, record)
-            # The first time it asks the registry and may take seconds: not on the loop that serves everyone.
-            payload = await asyncio.to_thread(self._codec.encode, sagas.STARTED, record)
+            return self._codec.encode(sagas.STARTED, record)
         except WrongShape as error:
             raise Malformed([("body", str(error))]) from error
+
+    async def _meet_registry(self, record: dict[str, Any]) -> None:
+        """Let the codec ask the registry for the schema's id: blocking, so on a thread, one for all who need it."""
+        if self._meeting is None or self._meeting.done():
+            self._meeting = asyncio.create_task(self._ask_registry(record), name="registry")
+        meeting = self._meeting
+        await asyncio.wait((meeting,), timeout=self._settings.registry_timeout_seconds)
+        if not meeting.done():
+            raise RegistryUnavailable("the registry has not given the id of our schema yet")
+        if (error := meeting.result()) is not None:
+            raise RegistryUnavailable(error)
+
+    async def _ask_registry(self, record: dict[str, Any]) -> str | None:
+        """Returns why it failed, so that no exception is lost when nobody waits any more."""
+        try:
+            await asyncio.to_thread(self._codec.encode, sagas.STARTED, record)
+        except RegistryUnavailable as error:
+            return str(error)
+        except WrongShape:
+            pass  # the id is asked for first; whose record it is will meet this again
         self._warm = True
-        return payload
+        return None
 
 
 _DEFAULT_RETRY = sagas.Retry()

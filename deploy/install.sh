@@ -18,7 +18,8 @@ echo "Installing the Python packages of requirements.lock …"
 [ -x .venv/bin/pip ] || "$python" -m venv .venv
 
 # uv first: it installs the rest in a sixth of pip's time. It does not read pip's configuration, so what that says
-# about index and certificates is handed over; where uv cannot get through, pip does it.
+# about index and certificates is handed over; where uv cannot get through, pip does it. Compiled at once, as pip
+# does: otherwise every process would, the first time, or each time where PYTHONDONTWRITEBYTECODE is set.
 setting() { .venv/bin/pip config get "$1" 2>/dev/null || true; }
 with_uv() {
     sed -n '/^uv==/,/[^\\]$/p' requirements.lock >.venv/uv.txt
@@ -27,7 +28,7 @@ with_uv() {
     certificates=${SSL_CERT_FILE:-${PIP_CERT:-$(setting global.cert)}}
     [ -z "$index" ] || export UV_DEFAULT_INDEX="${UV_DEFAULT_INDEX:-$index}"
     [ -z "$certificates" ] || export SSL_CERT_FILE="$certificates"
-    .venv/bin/uv pip install -q --python .venv/bin/python --require-hashes -r requirements.lock
+    .venv/bin/uv pip install -q --compile-bytecode --python .venv/bin/python --require-hashes -r requirements.lock
 }
 with_uv || {
     echo "uv could not do it; installing with pip, which takes a minute longer" >&2

@@ -23,7 +23,9 @@ from deploy.status import PartState, PartStatus
 
 log = logging.getLogger(__name__)
 
+#: Seconds between two looks at a part that is starting: at first, and once it has taken its time.
 PROBE_INTERVAL = 0.1
+PROBE_INTERVAL_LATER = 0.3
 
 #: Orphans of a part that died (PostgreSQL's backends) end by themselves within this, or are killed.
 ORPHAN_GRACE = 3.0
@@ -45,8 +47,6 @@ class Keeper:
         self.status = status
         #: Set when the part is ready (one-shot: done) for the first time.
         self.ready = asyncio.Event()
-        #: Set when `keep` has ended and no process of the part is left.
-        self.stopped = asyncio.Event()
         self._settings = settings
         self._changed = changed
         self._marker = marker(settings.root, part.name)
@@ -68,7 +68,6 @@ class Keeper:
             self._pid_file.unlink(missing_ok=True)
             if self.status.state not in (PartState.FAILED, PartState.DONE):
                 self._enter(PartState.STOPPED)
-            self.stopped.set()
 
     async def _keep(self) -> None:
         give_up = time.monotonic() + self._settings.start_timeout
@@ -138,8 +137,9 @@ class Keeper:
             await asyncio.gather(ended, accepting, return_exceptions=True)
 
     async def _accepting(self) -> None:
-        while self.part.ready is not None and not await attempt(self.part.ready):  # noqa: ASYNC110 — it polls
-            await asyncio.sleep(PROBE_INTERVAL)
+        begun = time.monotonic()
+        while self.part.ready is not None and not await attempt(self.part.ready):  # noqa: ASYNC110 — polls
+            await asyncio.sleep(PROBE_INTERVAL if time.monotonic() - begun < 3 else PROBE_INTERVAL_LATER)
         if self.part.complete is not None:
             try:
                 await self.part.complete()

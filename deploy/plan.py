@@ -69,7 +69,9 @@ def make_plan(
     if "registry" not in external:
         parts.append(registry.registry_part(settings, endpoints["DATABASE_URL"], own("postgres")))
     if "connect" not in external:
-        parts.append(connect.connect_part(settings, endpoints["KAFKA_BOOTSTRAP_SERVERS"], own("kafka")))
+        # It needs no PostgreSQL to start, but must stop before it: its connectors hold replication connections.
+        requires = own("kafka", "postgres")
+        parts.append(connect.connect_part(settings, endpoints["KAFKA_BOOTSTRAP_SERVERS"], requires))
 
     shared = {
         **environment,

@@ -132,7 +132,11 @@ class Stack:
         stopped: list[str] = []
         if pid is not None:
             running = [name for layer in status.stop_layers() for name in layer] if status else []
-            ours = [name for name in running if status and status.parts[name].state is not PartState.EXTERNAL]
+            ours = [
+                name
+                for name in running
+                if status and status.parts[name].state not in (PartState.EXTERNAL, PartState.DONE)
+            ]
             send(pid, signal.SIGTERM, marker(self.root, "supervisor"))
             if any(will_write_archive(self.settings, name) for name in ours):
                 self._report("the first stop takes longer: the JVMs write archives, from which they start faster")

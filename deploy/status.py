@@ -81,6 +81,12 @@ class StackStatus(BaseModel):
     def write(self, root: Path) -> None:
         write_atomically(root / "status.json", self.model_dump_json(indent=1))
 
+    def running(self) -> list[str]:
+        """The parts that have a process to stop, in the order in which they are stopped."""
+        no_process = (PartState.EXTERNAL, PartState.DONE, PartState.WAITING)
+        ordered = [name for layer in self.stop_layers() for name in layer]
+        return [name for name in ordered if self.parts[name].state not in no_process]
+
     def stop_layers(self) -> list[list[str]]:
         """The parts in the order in which they are to be stopped; those of one layer may go together."""
         left = dict(self.parts)

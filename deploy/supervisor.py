@@ -47,6 +47,7 @@ class Supervisor:
         for name in plan.external:
             self._status.parts[name] = PartStatus(state=PartState.EXTERNAL, since=now)
         self._keepers: dict[str, Keeper] = {}
+        self._stopped = {part.name: asyncio.Event() for part in plan.parts}
         for part in plan.parts:
             status = PartStatus(since=now, dependents=sorted(stopped_before[part.name]), stop_signal=part.stop_signal)
             self._status.parts[part.name] = status
@@ -111,13 +112,12 @@ class Supervisor:
             await keeper.ready.wait()
 
     async def _stop_part(self, name: str, task: asyncio.Task[None]) -> None:
+        """Stop a part after all that require it. (A one-shot has long ended, but what requires it has not.)"""
         for other in self._status.parts[name].dependents:
-            await self._keepers[other].stopped.wait()
-        # A task that was never entered would not set `stopped`; tasks start in the loop's next turn.
-        await asyncio.sleep(0)
+            await self._stopped[other].wait()
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        self._keepers[name].stopped.set()
+        self._stopped[name].set()
         log.info("%s: stopped", name)
 
     def _enter(self, state: StackState) -> None:

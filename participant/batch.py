@@ -13,6 +13,8 @@ What happens, and what a crash of the process leaves on each line::
        committed (the caller)
 
 A zombie, a second worker with the same commands, waits on line 2 for the rows of the first, and then skips them.
+One that is frozen between 2 and 6 holds those rows until PostgreSQL ends its transaction
+(``limit_idle_transactions``).
 Two attempts of one step in two workers meet on line 5 at the primary key of the barrier: the later one is rolled
 back whole and tried again, and then reads on line 3 what the first one did.
 
@@ -22,8 +24,10 @@ known, else in halves, until the culprit stands alone. What fails alone is recor
 decides about further attempts.
 """
 
+import time
 import uuid
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Any, TypeVar
 
 import structlog
@@ -31,6 +35,7 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
 from participant import barrier, outbox
+from participant.arrays import text_array, uuid_array
 from participant.barrier import UNSEEN, Decision, Step
 from participant.command import (
     REPLY,
@@ -115,10 +120,16 @@ class Batch:
         codec: Codec,
         *,
         service: str,
+        idle_limit_s: float = float("inf"),
         dead_letter: Callable[[Command, BaseException], None],
         observe: Callable[[Command, Reply], None] = lambda command, reply: None,
     ) -> None:
-        """``dead_letter`` stores a command that failed for good; it returns when the letter is durable."""
+        """``dead_letter`` stores a command that failed for good; it returns when the letter is durable.
+
+        ``idle_limit_s`` is what ``limit_idle_transactions`` was told: a handler that loses its connection after
+        such a pause has failed; before it, the database has.
+        """
+        self._idle_limit_s = idle_limit_s
         self._engine = engine
         self._handlers = handlers
         self._codec = codec
@@ -156,7 +167,7 @@ class Batch:
         try:
             with self._engine.begin() as connection:
                 claimed = self._claim(connection, commands)
-                walk = _Walk(connection, self._guard, self._handlers, claimed, decided)
+                walk = _Walk(connection, self._guard, self._handlers, claimed, decided, self._idle_limit_s)
                 walk.run()
                 self._write(connection, walk)
                 crash_at("participant.before_commit")
@@ -175,7 +186,7 @@ class Batch:
 
     def _claim(self, connection: Connection, commands: Sequence[Command]) -> list[Command]:
         ids = [command.command_id for command in commands]
-        new = set(connection.execute(_CLAIM, {"ids": ids}).scalars())
+        new = set(connection.execute(_CLAIM, {"ids": text_array(ids)}).scalars())
         claimed = []
         for command in commands:
             if command.command_id in new:
@@ -185,12 +196,12 @@ class Batch:
 
     def _write(self, connection: Connection, walk: "_Walk") -> None:
         if walk.rows:
-            rows = sorted(walk.rows)  # one order for all workers, as with the inbox
+            rows = sorted(walk.rows, key=itemgetter(0, 1, 2))  # one order for all workers, as with the inbox
             columns = ("transaction_id", "step", "operation", "outcome", "result", "reason")
             try:
                 connection.execute(
                     _WRITE_BARRIER,
-                    {name: list(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)},
+                    {name: text_array(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)},
                 )
             except IntegrityError as error:
                 raise _BarrierTaken("another worker handled a step of this batch at the same time") from error
@@ -258,14 +269,17 @@ class _Walk:
         handlers: Handlers,
         commands: list[Command],
         decided: dict[str, Reply],
+        idle_limit_s: float,
     ) -> None:
         self._connection = connection
+        self._idle_limit_s = idle_limit_s
         self._guard = guard
         self._handlers = handlers
         self._commands = commands
         self._decided = decided
         self._steps = self._read()
-        self.rows: list[tuple[Any, ...]] = []
+        #: Columns of the barrier; the first three are the primary key.
+        self.rows: list[tuple[str | None, ...]] = []
         self.replies: list[tuple[Command, Reply]] = []
 
     def run(self) -> None:
@@ -281,7 +295,7 @@ class _Walk:
             return {}
         keys = list({(command.transaction_id, command.step) for command in self._commands})
         found = self._connection.execute(
-            _READ_BARRIER, {"transaction_ids": [key[0] for key in keys], "steps": [key[1] for key in keys]}
+            _READ_BARRIER, {"transaction_ids": uuid_array(k[0] for k in keys), "steps": text_array(k[1] for k in keys)}
         )
         steps: dict[StepKey, Step] = {}
         for transaction_id, step, operation, outcome, result, reason in found:
@@ -349,10 +363,11 @@ class _Walk:
             self._finish(command, reply)
 
     def _call(self, commands: Sequence[Command], call: Callable[[], _T]) -> tuple[_T, bool]:
+        started = time.monotonic()
         try:
             return self._guard.call(self._connection, call)
         except Exception as error:
-            if is_infrastructure(error):
+            if is_infrastructure(error) and time.monotonic() - started < self._idle_limit_s:
                 raise
             raise _Culprit(commands, error) from error
 
@@ -362,7 +377,7 @@ class _Walk:
 
     def _note(self, command: Command, operation: Operation, reply: Reply) -> None:
         key = (command.transaction_id, command.step)
-        self.rows.append((*key, operation.value, reply.outcome.value, reply.result, reply.reason))
+        self.rows.append((str(key[0]), key[1], operation.value, reply.outcome.value, reply.result, reply.reason))
         seen = self._steps.get(key, UNSEEN)
         if operation is Operation.ACTION:
             self._steps[key] = Step(reply.outcome, reply.result, reply.reason, seen.compensated)
@@ -405,6 +420,19 @@ def _before_and_from(commands: Sequence[Command], refused: dict[str, Reply]) -> 
     """
     at = next(i for i, command in enumerate(commands) if command.command_id in refused)
     return [part for part in (list(commands[:at]), list(commands[at:])) if part]
+
+
+def limit_idle_transactions(engine: Engine, limit_s: float) -> None:
+    """Have PostgreSQL end a transaction of ``engine`` that is silent for so long.
+
+    A worker that is frozen inside a batch (SIGSTOP, a suspended virtual machine, a cut network) holds the locks of
+    its inbox rows, and its successor waits for them on line 2; without a limit it would wait for ever.
+    """
+
+    @event.listens_for(engine, "connect")
+    def limit(connection: Any, record: Any) -> None:
+        connection.execute(f"SET idle_in_transaction_session_timeout = {int(limit_s * 1000)}")
+        connection.commit()
 
 
 def is_infrastructure(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
+from participant.arrays import bytea_array, text_array, uuid_array
 from schemas import Codec, WrongShape
 
 AVRO = "application/avro"
@@ -117,16 +118,16 @@ def publish_many(session_or_connection: Session | Connection, messages: Sequence
     session_or_connection.execute(
         _INSERT,
         {
-            "id": [message.id for message in messages],
+            "id": uuid_array(message.id for message in messages),
             # EventRouter wants the column; routing is by `topic`.
-            "aggregatetype": [message.type for message in messages],
-            "aggregateid": [message.key for message in messages],
-            "type": [message.type for message in messages],
-            "payload": [message.payload for message in messages],
-            "topic": [message.topic for message in messages],
-            "source": [message.source for message in messages],
-            "traceparent": [message.traceparent for message in messages],
-            "content_type": [message.content_type for message in messages],
+            "aggregatetype": text_array(message.type for message in messages),
+            "aggregateid": text_array(message.key for message in messages),
+            "type": text_array(message.type for message in messages),
+            "payload": bytea_array(message.payload for message in messages),
+            "topic": text_array(message.topic for message in messages),
+            "source": text_array(message.source for message in messages),
+            "traceparent": text_array(message.traceparent for message in messages),
+            "content_type": text_array(message.content_type for message in messages),
         },
     )
 
@@ -148,6 +149,8 @@ _CLASS = type
 def _check(message: Message) -> None:
     if not _TOPIC.fullmatch(message.topic) or message.topic in (".", ".."):
         raise WrongShape(f"{message.topic!r} is no Kafka topic name (1 to 249 of letters, digits, '.', '_', '-')")
+    if any(value is not None and "\x00" in value for value in (message.key, message.type, message.source)):
+        raise WrongShape("key, type or source holds a NUL, which PostgreSQL cannot store")
     if not message.key:
         raise WrongShape("the key is empty: events without a key would lose their order")
     if len(message.payload) > PAYLOAD_LIMIT:

@@ -48,6 +48,14 @@ class Settings(BaseSettings):
         le=300_000,
         description="A killed worker's partitions move on after this time.",
     )
+    transaction_idle_limit_s: float = Field(
+        default=10.0,
+        ge=0.5,
+        le=3600.0,
+        description="PostgreSQL ends a transaction whose worker is silent for so long (a frozen machine, a lost "
+        "network), so that whoever took over its partitions need not wait for its locks. A handler must not pause "
+        "between two statements for longer.",
+    )
     retry_wait_max_s: float = Field(
         default=5.0, ge=0.1, le=60.0, description="Longest pause between tries while a dependency is down."
     )

@@ -20,7 +20,7 @@ from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine, create_engine
 
-from participant.batch import Batch, Retry
+from participant.batch import Batch, Retry, limit_idle_transactions
 from participant.command import Command, Reply, decoder
 from participant.dead_letters import DeadLetters
 from participant.handlers import Handlers
@@ -71,6 +71,7 @@ class Worker:
             isolation_level="READ COMMITTED",
             connect_args={"application_name": f"fluxora-{service}", "connect_timeout": 5},
         )
+        limit_idle_transactions(self._engine, settings.transaction_idle_limit_s)
         codec = Codec(settings.schema_registry_url)
         self._decode = decoder(codec)
         self._dead_letters = DeadLetters(settings.kafka_bootstrap_servers, service)
@@ -83,6 +84,7 @@ class Worker:
             handlers,
             codec,
             service=service,
+            idle_limit_s=settings.transaction_idle_limit_s,
             dead_letter=self._bury,
             observe=self._observe,
         )

@@ -44,12 +44,18 @@ class InputLog:
         return str(described.topic_id)
 
     async def ends(self, partitions: Sequence[int]) -> dict[int, int]:
-        """Return for each partition the offset that its next record will have."""
+        """Return for each partition the offset that its next record will have.
+
+        Brokers that do not answer, or are just electing a leader, give an empty answer: ask again later.
+        """
         asked = {TopicPartition(INPUT_TOPIC, p): OffsetSpec.latest() for p in partitions}  # type: ignore[no-untyped-call]
-        futures = await asyncio.to_thread(lambda: self._admin.list_offsets(asked))
         found = {}
-        for partition, future in futures.items():
-            found[partition.partition] = (await asyncio.wrap_future(future)).offset
+        try:
+            for partition, future in (await asyncio.to_thread(lambda: self._admin.list_offsets(asked))).items():
+                found[partition.partition] = (await asyncio.wrap_future(future)).offset
+        except KafkaException as error:
+            log.warning("the ends of the log are not known now", error=str(error))
+            return {}
         return found
 
     async def read(self, partition: int, start: int, end: int) -> list[Record]:

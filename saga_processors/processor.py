@@ -171,7 +171,7 @@ class Processor:
             now = time.monotonic()
             ends = await self._log.ends(list(self._positions))
             for partition, position in self._positions.items():
-                if position.next_offset >= ends[partition]:
+                if partition not in ends or position.next_offset >= ends[partition]:
                     self._moved_at[partition] = now
                 elif now - self._moved_at[partition] >= stuck_after:
                     log.warning("not delivered", partition=partition, offset=position.next_offset, end=ends[partition])

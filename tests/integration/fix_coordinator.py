@@ -22,7 +22,6 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import make_url
 
 from coordinator import migrations
-from schemas import register_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -190,7 +189,11 @@ def new_database() -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def coordinator_database() -> Iterator[str]:
-    register_all(os.environ["SCHEMA_REGISTRY_URL"])
+    subprocess.run(
+        [sys.executable, "-c", "import os, schemas; schemas.register_all(os.environ['SCHEMA_REGISTRY_URL'])"],
+        check=True,
+        cwd=ROOT,
+    )
     admin = AdminClient({"bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"]})
     for made in admin.create_topics([NewTopic("tc-billing.commands", 1, 1)]).values():
         with suppress(Exception):  # it is there already

@@ -1,14 +1,17 @@
 """Fixtures for tests on the real stack: databases of their own, and what a test asks of Kafka.
 
-The addresses come from the environment (the session's conftest starts a stack and sets them); a missing one is an
-error, not a skip.
+The addresses come from the environment; without any, the session's own stack is started.
 """
 
 import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
 
 import pytest
 from confluent_kafka import Consumer, Message, TopicPartition
@@ -18,11 +21,13 @@ from sqlalchemy.pool import NullPool
 from connectors import Connect
 from participant import migrations
 from participant.settings import sqlalchemy_url
-from schemas import Codec, register_all
+from schemas import Codec
+
+ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
-class Stack:
+class Addresses:
     """Where the parts of the stack are."""
 
     database_url: str
@@ -35,8 +40,10 @@ class Stack:
 
 
 @pytest.fixture(scope="session")
-def stack() -> Stack:
-    return Stack(
+def addresses(request: pytest.FixtureRequest) -> Addresses:
+    if "KAFKA_BOOTSTRAP_SERVERS" not in os.environ:
+        request.getfixturevalue("stack")  # starts one, and sets the variables
+    return Addresses(
         database_url=os.environ["DATABASE_URL"],
         kafka=os.environ["KAFKA_BOOTSTRAP_SERVERS"],
         connect=os.environ["CONNECT_URL"],
@@ -45,14 +52,16 @@ def stack() -> Stack:
 
 
 @pytest.fixture(scope="session")
-def codec(stack: Stack) -> Codec:
-    register_all(stack.registry)
-    return Codec(stack.registry)
+def codec(addresses: Addresses) -> Codec:
+    # In a process of its own: the registry client leaves its connections to the garbage collector.
+    program = "import sys, schemas; schemas.register_all(sys.argv[1])"
+    subprocess.run([sys.executable, "-c", program, addresses.registry], check=True, cwd=ROOT)
+    return Codec(addresses.registry)
 
 
 @pytest.fixture(scope="session")
-def connect(stack: Stack) -> Iterator[Connect]:
-    with Connect(stack.connect) as client:
+def connect(addresses: Addresses) -> Iterator[Connect]:
+    with Connect(addresses.connect) as client:
         yield client
 
 
@@ -63,24 +72,24 @@ def new_name() -> Callable[[str], str]:
 
 
 @pytest.fixture(scope="module")
-def database_url(stack: Stack) -> Iterator[str]:
+def database_url(addresses: Addresses) -> Iterator[str]:
     """An empty database of the test module's own; removed with its slot and connector."""
     name = f"t_{uuid.uuid4().hex[:10]}"
-    yield from _database(stack, name)
+    yield from _database(addresses, name)
 
 
 @pytest.fixture
-def fresh_database_url(stack: Stack) -> Iterator[str]:
+def fresh_database_url(addresses: Addresses) -> Iterator[str]:
     """An empty database of one test's own."""
-    yield from _database(stack, f"t_{uuid.uuid4().hex[:10]}")
+    yield from _database(addresses, f"t_{uuid.uuid4().hex[:10]}")
 
 
-def _database(stack: Stack, name: str) -> Iterator[str]:
-    admin = create_engine(sqlalchemy_url(stack.database_url), isolation_level="AUTOCOMMIT", poolclass=NullPool)
+def _database(addresses: Addresses, name: str) -> Iterator[str]:
+    admin = create_engine(sqlalchemy_url(addresses.database_url), isolation_level="AUTOCOMMIT", poolclass=NullPool)
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
-    yield stack.url_of(name)
-    with Connect(stack.connect) as client:
+    yield addresses.url_of(name)
+    with Connect(addresses.connect) as client:
         client.delete(f"fluxora_{name}")
     _drop_slots(admin, name)
     with admin.connect() as connection:
@@ -149,13 +158,19 @@ class Topic:
 
 
 @pytest.fixture
-def topic(stack: Stack) -> Iterator[Callable[[str], Topic]]:
+def topic(addresses: Addresses) -> Iterator[Callable[[str], Topic]]:
     opened: list[Topic] = []
 
     def open_topic(name: str) -> Topic:
-        opened.append(Topic(stack.kafka, name))
+        opened.append(Topic(addresses.kafka, name))
         return opened[-1]
 
     yield open_topic
     for one in opened:
         one.close()
+
+
+def headers_of(message: Message) -> dict[str, str]:
+    """A record's headers as text; those without a value are left out."""
+    headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
+    return {key: value.decode() for key, value in headers if value is not None}

@@ -1,6 +1,7 @@
 """The service that the worker tests run as a process of its own: ``python participant_service.py NAME``."""
 
 import sys
+import time
 
 from sqlalchemy import Connection, text
 
@@ -11,6 +12,8 @@ service = Service(sys.argv[1])
 
 @service.action("bill")
 def bill(connection: Connection, command: Command) -> dict[str, int] | Refused:
+    if (pause := command.payload.get("sleep")) is not None:
+        time.sleep(pause)
     if command.payload.get("raise"):
         raise ValueError("as asked")
     if command.payload.get("refuse"):

@@ -326,7 +326,7 @@ _STEP = st.fixed_dictionaries(
 def test_no_body_and_no_key_makes_it_fail(coordinator: Coordinator, body: bytes, key: bytes | None) -> None:
     headers = {b"content-type": b"application/json"}
     if key is not None:
-        headers[b"idempotency-key"] = key.translate(None, b"\r\n\x00")
+        headers[b"idempotency-key"] = key.translate(None, bytes(range(33)) + b"\x7f")
     answer = coordinator.client.post("/sagas", content=body, headers=list(headers.items()))
     assert answer.status_code in (201, 400, 409, 413, 422), (answer.status_code, answer.text)
     if answer.status_code == 201:

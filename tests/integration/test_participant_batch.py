@@ -12,9 +12,19 @@ from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, create_engine, text
 
 from participant import Command, Operation, Refused, Service
+from participant.arrays import bytea_array, text_array, uuid_array
 from participant.batch import Batch, Retry
 from participant.settings import sqlalchemy_url
 from schemas import Codec
+from tests.integration.fix_participant import (
+    addresses,
+    codec,
+    database_url,
+    engine,
+    migrated_url,
+)
+
+__all__ = ["addresses", "codec", "database_url", "engine", "migrated_url"]  # fixtures
 
 ACTION, COMPENSATION = Operation.ACTION, Operation.COMPENSATION
 
@@ -164,6 +174,19 @@ def test_an_action_runs_once_however_often_its_command_comes(ledger: Ledger) -> 
     assert ledger.effects(bill.transaction_id) == [1]
     (reply,) = ledger.replies(bill.transaction_id)
     assert (reply["outcome"], reply["result"], reply["command_id"]) == ("DONE", '{"amount":7}', bill.command_id)
+
+
+@given(st.lists(st.none() | st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])), max_size=20))
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_array_literals_mean_what_they_hold(engine: Engine, values: list[str | None]) -> None:
+    blobs = [(value or "").encode() for value in values]
+    ids = [uuid.uuid5(uuid.NAMESPACE_URL, value or "") for value in values]
+    with engine.connect() as connection:
+        row = connection.execute(
+            text("SELECT CAST(:t AS text[]), CAST(:b AS bytea[]), CAST(:u AS uuid[])"),
+            {"t": text_array(values), "b": bytea_array(blobs), "u": uuid_array(ids)},
+        ).one()
+    assert list(row) == [values, blobs, ids]
 
 
 def test_a_second_attempt_of_an_action_that_ran_gets_its_stored_answer(ledger: Ledger) -> None:

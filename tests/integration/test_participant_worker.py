@@ -21,21 +21,32 @@ from fluxora.topics import ensure_topics, service_topics
 from participant import migrations
 from participant.settings import sqlalchemy_url
 from schemas import Codec
-from tests.integration.fix_participant import Stack, Topic
+from tests.integration.fix_participant import (
+    Addresses,
+    Topic,
+    addresses,
+    codec,
+    fresh_database_url,
+    headers_of,
+    new_name,
+    topic,
+)
+
+__all__ = ["addresses", "codec", "fresh_database_url", "new_name", "topic"]  # fixtures
 
 
 class Running:
     """A service, its database and what was sent to it."""
 
-    def __init__(self, stack: Stack, codec: Codec, name: str, database_url: str) -> None:
+    def __init__(self, addresses: Addresses, codec: Codec, name: str, database_url: str) -> None:
         self.name = name
-        self.stack = stack
+        self.addresses = addresses
         self.codec = codec
         self.database_url = database_url
         self.engine = create_engine(sqlalchemy_url(database_url))
-        self.producer = Producer({"bootstrap.servers": stack.kafka, "partitioner": "murmur2_random"})
+        self.producer = Producer({"bootstrap.servers": addresses.kafka, "partitioner": "murmur2_random"})
         self.processes: list[subprocess.Popen[bytes]] = []
-        ensure_topics(AdminClient({"bootstrap.servers": stack.kafka}), service_topics(name))
+        ensure_topics(AdminClient({"bootstrap.servers": addresses.kafka}), service_topics(name))
         migrations.upgrade(database_url)
         with self.engine.begin() as connection:
             connection.execute(text("CREATE TABLE bill (id uuid PRIMARY KEY, amount int)"))
@@ -82,6 +93,20 @@ class Running:
             time.sleep(0.1)
         pytest.fail(f"{self.replies().total()} of {number} replies after {timeout_s} s")
 
+    def await_in_transaction(self) -> None:
+        """Wait until the service's handler holds a transaction open without doing anything in it."""
+        query = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()"
+            " AND application_name = :name AND state = 'idle in transaction' AND now() - state_change > '0.3 s'"
+        )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with self.engine.connect() as connection:
+                if connection.execute(query, {"name": f"fluxora-{self.name}"}).scalar_one():
+                    return
+            time.sleep(0.05)
+        pytest.fail("the service did not come to its slow handler")
+
     def bills(self) -> set[uuid.UUID]:
         with self.engine.connect() as connection:
             return set(connection.execute(text("SELECT id FROM bill")).scalars())
@@ -95,8 +120,10 @@ class Running:
 
 
 @pytest.fixture
-def running(stack: Stack, codec: Codec, new_name: Callable[[str], str], fresh_database_url: str) -> Iterator[Running]:
-    service = Running(stack, codec, new_name("billing"), fresh_database_url)
+def running(
+    addresses: Addresses, codec: Codec, new_name: Callable[[str], str], fresh_database_url: str
+) -> Iterator[Running]:
+    service = Running(addresses, codec, new_name("billing"), fresh_database_url)
     yield service
     service.close()
 
@@ -148,7 +175,7 @@ def test_what_cannot_be_handled_is_dead_lettered_and_the_rest_goes_on(
     assert running.await_replies(2) == Counter({(failing, "FAILED"): 1, (done, "DONE"): 1})
     letters = topic(f"{running.name}.commands.dlq").read(lambda found: len(found) >= 3)
     assert len(letters) == 3
-    headers = [{key: (value or b"").decode() for key, value in letter.headers()} for letter in letters]
+    headers = [headers_of(letter) for letter in letters]
     assert {h["__connect.errors.exception.class.name"] for h in headers} == {
         "schemas.errors.UndecodableRecord",
         "builtins.ValueError",
@@ -182,20 +209,31 @@ def test_sigterm_finishes_the_batch_and_leaves(running: Running) -> None:
     assert set(running.await_replies(101).values()) == {1}
 
 
-def test_a_stopped_worker_that_wakes_up_as_a_zombie_changes_nothing(running: Running) -> None:
-    """SIGSTOP past the session timeout; a second worker takes over; SIGCONT."""
-    first = running.start(FLUXORA_BATCH_LIMIT="5")
-    sent = [running.send(uuid.uuid4()) for _ in range(200)]
+def test_a_worker_frozen_inside_a_transaction_loses_it_and_wakes_up_as_a_harmless_zombie(running: Running) -> None:
+    """SIGSTOP past the session timeout, while it holds locks; a second worker takes over; SIGCONT."""
+    sent = [running.send(uuid.uuid4()) for _ in range(50)]
+    slow = running.send(uuid.uuid4(), payload='{"sleep": 1.5}')
+    sent += [slow, *(running.send(uuid.uuid4()) for _ in range(50))]
     running.producer.flush()
-    running.await_replies(1)
+    limit = {"FLUXORA_TRANSACTION_IDLE_LIMIT_S": "3"}
+    first = running.start(**limit)
+    running.await_in_transaction()
     first.send_signal(signal.SIGSTOP)
-    sent += [running.send(uuid.uuid4()) for _ in range(200)]
+    sent += [running.send(uuid.uuid4()) for _ in range(50)]
     running.producer.flush()
-    running.start()
-    running.await_replies(200)
-    time.sleep(1)
+    running.start(**limit)
+    replies = running.await_replies(len(sent))
     first.send_signal(signal.SIGCONT)
-    replies = running.await_replies(400)
-    time.sleep(2)
+    time.sleep(4)
     assert running.replies() == replies == Counter({(command_id, "DONE"): 1 for command_id in sent})
+    assert len(running.bills()) == len(sent)
     assert first.poll() is None, "a zombie goes on as a member of the group"
+
+
+def test_a_handler_that_pauses_for_too_long_fails_alone(running: Running) -> None:
+    slow = running.send(uuid.uuid4(), payload='{"sleep": 2}')
+    sent = [running.send(uuid.uuid4()) for _ in range(20)]
+    running.producer.flush()
+    running.start(FLUXORA_TRANSACTION_IDLE_LIMIT_S="1")
+    replies = running.await_replies(21)
+    assert replies == Counter({(slow, "FAILED"): 1, **{(command_id, "DONE"): 1 for command_id in sent}})

@@ -45,9 +45,7 @@ def definitions(draw: st.DrawFn) -> SagaDefinition:
             needed = set(range(i)) if i == pivot else {pivot, *draw(st.sets(st.integers(pivot, i - 1)))}
         retry = RetryPolicy(draw(st.integers(1, 3)), 50, 400, 2.0, draw(st.sampled_from([0.0, 0.5])), 4)
         steps.append(
-            StepDefinition(
-                f"s{i}", "svc", f"s{i}", "{}", tuple(f"s{j}" for j in sorted(needed)), kind, retry, 1_000
-            )
+            StepDefinition(f"s{i}", "svc", f"s{i}", "{}", tuple(f"s{j}" for j in sorted(needed)), kind, retry, 1_000)
         )
     definition = SagaDefinition("any", tuple(steps), draw(st.sampled_from([None, 700, 5_000])))
     definition.check(MAX_STEPS)

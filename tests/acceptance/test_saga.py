@@ -1,0 +1,143 @@
+"""One saga in reading order, from the POST to COMPLETED, through everything it passes on the way."""
+
+from confluent_kafka import Consumer, Message
+
+from schemas import Codec
+from tests.platform import Platform, steps
+
+
+def records_of(platform: Platform, topic: str, key: str) -> list[Message]:
+    """All records of ``topic`` with this key, in order of the log, as any consumer would read them."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"],
+            "group.id": f"reader-of-{key}",
+            "auto.offset.reset": "earliest",
+            "enable.partition.eof": True,
+        }
+    )
+    consumer.subscribe([topic])
+    found, ended = [], set()
+    try:
+        while not consumer.assignment() or len(ended) < len(consumer.assignment()):
+            message = consumer.poll(10)
+            assert message is not None, f"{topic} does not answer"
+            if message.error():
+                ended.add(message.partition())
+            elif message.key() == key.encode():
+                found.append(message)
+    finally:
+        consumer.close()
+    return found
+
+
+def test_a_saga_from_post_to_completed(platform: Platform) -> None:
+    codec = Codec(platform.endpoints["SCHEMA_REGISTRY_URL"])
+
+    # 1. A client posts the saga. The answer names it and says where to look.
+    body = {"name": "reading", "steps": [step.as_json(i) for i, step in enumerate(steps({"n": 1}, {"n": 2}))]}
+    answer = platform.http.post("/sagas", json=body)
+    assert answer.status_code == 201
+    saga_id = answer.json()["saga_id"]
+    assert answer.json()["state"] == "STARTED"
+    assert answer.headers["Location"].endswith(f"/sagas/{saga_id}")
+
+    # 2. It can be read at once, and waited for without polling.
+    assert platform.http.get(f"/sagas/{saga_id}").status_code == 200
+    saga = platform.wait(saga_id)
+    assert saga["state"] == "COMPLETED"
+    assert [(step["id"], step["service_name"], step["state"]) for step in saga["steps"]] == [
+        ("s0", "alpha", "EXECUTED"),
+        ("s1", "beta", "EXECUTED"),
+    ]
+    assert saga["steps"][0]["result"] == {"service": "alpha", "attempt": 1}
+
+    # 3. The coordinator wrote no state but its first row: it put the input into its outbox, in the same transaction.
+    [(type_, topic)] = platform.query(
+        "fluxora", "SELECT type, topic FROM fluxora.outbox WHERE aggregateid = %s", saga_id
+    )
+    assert (type_, topic) == ("fluxora.SagaStarted", "fluxora.transactions")
+
+    # 4. Debezium brought it, and later the replies, into the topic that decides.
+    inputs = [codec.decode(message.value()) for message in records_of(platform, "fluxora.transactions", saga_id)]
+    assert [name for name, _ in inputs] == ["fluxora.SagaStarted", "fluxora.StepReplied", "fluxora.StepReplied"]
+    assert [record["outcome"] for _, record in inputs[1:]] == ["DONE", "DONE"]
+
+    # 5. The processor folded each input once, and wrote down what it decided.
+    journal = platform.query(
+        "fluxora",
+        'SELECT input_type, outcome, state, effects FROM journal WHERE transaction_id = %s ORDER BY "offset"',
+        saga_id,
+    )
+    assert [row[:3] for row in journal] == [
+        ("fluxora.SagaStarted", "APPLIED", "EXECUTING"),
+        ("fluxora.StepReplied", "APPLIED", "EXECUTING"),
+        ("fluxora.StepReplied", "APPLIED", "COMPLETED"),
+    ]
+
+    # 6. Its commands went to the services' topics, each with an id made of what it is.
+    for service, step in (("alpha", "s0"), ("beta", "s1")):
+        [command] = records_of(platform, f"{service}.commands", saga_id)
+        name, record = codec.decode(command.value())
+        assert name == "fluxora.StepCommand"
+        assert record["command_id"] == f"{saga_id}:{step}:action:1"
+        assert dict(command.headers())["ce_id"] == record["command_id"].encode()
+
+    # 7. Each service handled its command in one local transaction: its own row, the inbox row, the barrier row,
+    #    and the reply in its outbox.
+    assert platform.entries([saga_id])[saga_id] == {("s0", "ACTION"): 1, ("s1", "ACTION"): 1}
+    assert platform.query(
+        "fluxora_ledger", "SELECT count(*) FROM fluxora.inbox WHERE command_id LIKE %s", f"{saga_id}%"
+    ) == [(2,)]
+    assert platform.query(
+        "fluxora_ledger",
+        "SELECT step, operation, outcome FROM fluxora.barrier WHERE transaction_id = %s ORDER BY 1",
+        saga_id,
+    ) == [("s0", "ACTION", "DONE"), ("s1", "ACTION", "DONE")]
+    assert platform.query("fluxora_ledger", "SELECT count(*) FROM fluxora.outbox WHERE aggregateid = %s", saga_id) == [
+        (2,)
+    ]
+
+    # 8. Whoever wants to know consumed its lifecycle.
+    events = [codec.decode(m.value())[1] for m in records_of(platform, "fluxora.transactions.events", saga_id)]
+    assert [(event["sequence"], event["type"], event["step"]) for event in events] == [
+        (1, "SagaStarted", None),
+        (2, "StepExecuted", "s0"),
+        (3, "StepExecuted", "s1"),
+        (4, "SagaCompleted", None),
+    ]
+
+
+def test_a_refused_saga_is_undone_in_reverse(platform: Platform) -> None:
+    saga = platform.wait(platform.start(steps({}, {"undo_fails": 2}, {"refuse": True})))
+    assert saga["state"] == "FAILED"
+    assert [step["state"] for step in saga["steps"]] == ["COMPENSATED", "COMPENSATED", "FAILED"]
+    assert saga["steps"][2]["reason"] == "gamma says no"
+    assert saga["steps"][1]["attempt"] == 3
+    undone = platform.query(
+        "fluxora_ledger", "SELECT step, operation FROM entries WHERE saga = %s ORDER BY at", saga["saga_id"]
+    )
+    assert undone == [("s0", "ACTION"), ("s1", "ACTION"), ("s1", "COMPENSATION"), ("s0", "COMPENSATION")]
+
+
+def test_a_handler_that_raises_is_dead_lettered_after_its_retries_and_its_saga_undone(platform: Platform) -> None:
+    saga = platform.wait(platform.start(steps({}, {"raise": True})))
+    assert saga["state"] == "FAILED"
+    assert [step["state"] for step in saga["steps"]] == ["COMPENSATED", "FAILED"]
+    assert saga["steps"][1]["attempt"] == 3
+    [letter] = records_of(platform, "beta.commands.dlq", saga["saga_id"])
+    headers = dict(letter.headers())
+    assert headers["__connect.errors.topic"] == b"beta.commands"
+    assert b"beta is broken" in headers["__connect.errors.exception.message"]
+    assert Codec(platform.endpoints["SCHEMA_REGISTRY_URL"]).decode(letter.value())[1]["attempt"] == 3
+
+
+def test_a_step_that_nobody_answers_times_out_and_is_undone_when_the_service_is_back(platform: Platform) -> None:
+    """A saga that turns round while a step is in doubt undoes it, whichever of the two commands comes first."""
+    [slow] = [step.as_json(0) for step in steps({"seconds": 3})]
+    slow |= {"timeout_seconds": 1, "retry": {"max_attempts": 1}}
+    answer = platform.http.post("/sagas", json={"name": "slow", "steps": [slow]})
+    saga = platform.wait(answer.json()["saga_id"])
+    assert saga["state"] == "FAILED"
+    entries = platform.entries([saga["saga_id"]])[saga["saga_id"]]
+    assert entries["s0", "ACTION"] == entries["s0", "COMPENSATION"] == 1

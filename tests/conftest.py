@@ -1,0 +1,37 @@
+"""One real stack for the whole run, on ports and data of its own; started by the first test that asks for it."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from deploy.stack import Stack
+from tests.platform import Platform
+
+LEDGER = Path(__file__).parent / "services" / "ledger.toml"
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """PostgreSQL, Kafka, Connect with Debezium, the registry, our services and the ledger services."""
+    run_dir = tmp_path_factory.mktemp("stack")
+    crash_dir = run_dir / "crash"
+    crash_dir.mkdir()
+    with Stack(
+        run_dir,
+        int(os.environ.get("FLUXORA_TEST_PORT_BASE", "28600")),
+        services=[LEDGER],
+        environment={"FLUXORA_CRASH_DIR": str(crash_dir), "PYTHONPATH": str(Path(__file__).parents[1])},
+        report=print,
+    ) as stack:
+        for key, value in stack.endpoints().items():
+            os.environ[key] = value
+        yield stack
+
+
+@pytest.fixture(scope="session")
+def platform(stack: Stack) -> Iterator[Platform]:
+    """The stack as a client sees it."""
+    with Platform(stack) as platform:
+        yield platform
