@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.parts import PlanError
-from deploy.plan import Only
+from deploy.plan import Only, masked
 from deploy.stack import Stack, StackError
 from deploy.status import PartState, StackState
 
@@ -54,6 +55,8 @@ def up(
 ) -> None:
     """Start the stack and return when all of it is ready."""
     begun = time.monotonic()
+    # `timeout 60 make up` must leave no more behind than Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with out.status("starting …") if out.is_terminal else contextlib.nullcontext():
             endpoints = _stack(services, only).up()
@@ -65,7 +68,7 @@ def up(
         raise typer.Exit(130) from None
     out.print(f"Ready in {time.monotonic() - begun:.1f} s.")
     for key, value in endpoints.items():
-        out.print(f"  {key}={value}", markup=False)
+        out.print(f"  {key}={masked(value)}", markup=False)
 
 
 @app.command(epilog="Example: python -m deploy down")

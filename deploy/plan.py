@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shutil
 import socket
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Literal
 
 from deploy import connect, registry
 from deploy.kafka import broker_part
-from deploy.parts import Part, PlanError, Probe, start_order
+from deploy.parts import Part, Probe, start_order
 from deploy.postgres import local_url as postgres_url
 from deploy.postgres import postgres_part
 from deploy.processes import port_holder
@@ -113,9 +114,14 @@ async def unanswered(plan: Plan) -> list[str]:
             variable = EXTERNAL[part]
             problems.append(
                 f"{variable} is set, so that {part} is used instead of one of ours, "
-                f"but {plan.external[part]} does not answer ({reason}). Start it, or unset {variable}."
+                f"but {masked(plan.external[part])} does not answer ({reason}). Start it, or unset {variable}."
             )
     return problems
+
+
+def masked(address: str) -> str:
+    """The address for the terminal or a log: without its password."""
+    return re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", address)
 
 
 def missing_programs(settings: StackSettings, plan: Plan) -> list[str]:
@@ -150,15 +156,3 @@ def busy_ports(plan: Plan) -> list[str]:
                         + f". Free it, or set {variable} (or FLUXORA_PORT_BASE for all ports)."
                     )
     return problems
-
-
-__all__ = [
-    "EXTERNAL",
-    "Only",
-    "Plan",
-    "PlanError",
-    "busy_ports",
-    "make_plan",
-    "missing_programs",
-    "unanswered",
-]

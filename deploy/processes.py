@@ -85,8 +85,12 @@ def read_pid(path: Path) -> int | None:
 
 def supervisor_pid(root: Path) -> int | None:
     """The pid of the living supervisor of this run directory."""
+    value = marker(root, "supervisor")
     pid = read_pid(root / "supervisor.pid")
-    return pid if pid is not None and carries(pid, marker(root, "supervisor")) else None
+    if pid is not None and carries(pid, value):
+        return pid
+    # It may be so young that it has not written its file yet.
+    return next(iter(family(root).get("supervisor", [])), None)
 
 
 def stop_survivors(

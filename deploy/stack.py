@@ -21,9 +21,10 @@ from types import TracebackType
 from typing import Self
 
 from deploy.java import WRITING_GRACE, will_write_archive
-from deploy.plan import EXTERNAL, Only, Plan, busy_ports, make_plan, missing_programs, unanswered
+from deploy.plan import EXTERNAL, Only, Plan, busy_ports, make_plan, masked, missing_programs, unanswered
 from deploy.processes import (
     MARKER,
+    carries,
     family,
     marker,
     read_pid,
@@ -32,7 +33,7 @@ from deploy.processes import (
     supervisor_pid,
 )
 from deploy.settings import PROJECT, StackSettings
-from deploy.status import PartState, StackState, StackStatus
+from deploy.status import EXIT_ALREADY_RUNNING, PartState, StackState, StackStatus
 
 #: Takes one line of progress.
 Report = Callable[[str], None]
@@ -90,6 +91,7 @@ class Stack:
         self._services = [Path(file).absolute() for file in services]
         self._only: Only = only
         self._report: Report = report or (lambda line: None)
+        self._launched: subprocess.Popen[bytes] | None = None
         self.settings = StackSettings.from_environment(environment)
         self.root = self.settings.root
 
@@ -116,13 +118,15 @@ class Stack:
         plan = make_plan(self.settings, self._environment, self._services, self._only)
         self._check(plan)
         self._rotate_logs()
-        process = self._launch()
+        # Kept, so that `down` reaps it: a child that nobody waits for is a zombie as long as we live.
+        self._launched = process = self._launch()
         try:
             return self._follow(process.pid, process)
         except BaseException:
-            # Failed, or Ctrl-C: nothing half-started stays behind.
-            self.down()
-            process.wait()
+            # Failed, or Ctrl-C: nothing half-started stays behind. But what another `up` started is its own.
+            if process.returncode != EXIT_ALREADY_RUNNING:
+                self.down()
+                process.wait()
             raise
 
     def down(self) -> list[str]:
@@ -142,12 +146,15 @@ class Stack:
                 self._report("the first stop takes longer: the JVMs write archives, from which they start faster")
             # The supervisor gives each part its grace; layers follow each other.
             deadline = time.monotonic() + 4 * self.settings.stop_grace + 2 * WRITING_GRACE
-            while supervisor_pid(self.root) == pid and time.monotonic() < deadline:
+            while self._is_supervisor(pid) and time.monotonic() < deadline:
                 time.sleep(POLL / 2)
-            if supervisor_pid(self.root) == pid:
+            if self._is_supervisor(pid):
                 self._report(f"the supervisor (pid {pid}) does not end: killed")
                 send(pid, signal.SIGKILL, marker(self.root, "supervisor"))
             stopped += ours
+        if self._launched is not None:
+            self._launched.wait()
+            self._launched = None
         stopped += [name for name in self._stop_survivors() if name not in stopped]
         for file in ("supervisor.pid", "endpoints.env"):
             (self.root / file).unlink(missing_ok=True)
@@ -200,7 +207,7 @@ class Stack:
         if problems:
             raise StackError("\n".join(problems))
         for part, address in plan.external.items():
-            self._report(f"{part}: using {address} ({EXTERNAL[part]} is set)")
+            self._report(f"{part}: using {masked(address)} ({EXTERNAL[part]} is set)")
 
     def _launch(self) -> subprocess.Popen[bytes]:
         for directory in (self.root, self.settings.log_dir, self.settings.pid_dir):
@@ -228,7 +235,7 @@ class Stack:
         """Report what the supervisor does until all is ready."""
         told: dict[str, tuple[PartState, int]] = {}
         while True:
-            ended = process.poll() is not None if process else supervisor_pid(self.root) != pid
+            ended = process.poll() is not None if process else not self._is_supervisor(pid)
             status = StackStatus.read(self.root)
             if status is not None and status.supervisor_pid == pid:
                 self._tell(status, told)
@@ -236,6 +243,11 @@ class Stack:
                     return self.endpoints()
                 if status.state is StackState.FAILED:
                     raise StackError(self._failure(status))
+            if process is not None and process.returncode == EXIT_ALREADY_RUNNING:
+                other = supervisor_pid(self.root)
+                if other is not None:
+                    self._report(f"another `up` was quicker (supervisor pid {other}): waiting for it")
+                    return self._follow(other, None)
             if ended:
                 tail = self.log_tail("supervisor", 15)
                 raise StackError(f"the supervisor ended while the stack was starting:\n{tail}")
@@ -258,6 +270,9 @@ class Stack:
                     self._report(f"{name}: failed")
                 case _:
                     pass
+
+    def _is_supervisor(self, pid: int) -> bool:
+        return carries(pid, marker(self.root, "supervisor"))
 
     def _failure(self, status: StackStatus) -> str:
         text = status.message or "the stack did not start"

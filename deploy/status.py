@@ -11,6 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from deploy.processes import write_atomically
 
+#: Exit status of a supervisor that found another one in its run directory.
+EXIT_ALREADY_RUNNING = 3
+
 
 class StackState(StrEnum):
     #: Parts are being started for the first time.

@@ -26,12 +26,11 @@ from deploy.parts import dependents
 from deploy.plan import Plan, make_plan
 from deploy.processes import write_atomically
 from deploy.settings import StackSettings
-from deploy.status import PartState, PartStatus, StackState, StackStatus
+from deploy.status import EXIT_ALREADY_RUNNING, PartState, PartStatus, StackState, StackStatus
 
 log = logging.getLogger(__name__)
 
 EXIT_START_FAILED = 1
-EXIT_ALREADY_RUNNING = 3
 
 
 class Supervisor:

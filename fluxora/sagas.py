@@ -20,11 +20,7 @@ def list_sagas(
         params["name"] = name
     if state is not None:
         params["state"] = state
-    page = _get(url, "/sagas", params)
-    for field in ("sagas", "items"):
-        if isinstance(page, dict) and field in page:
-            return list(page[field])
-    return list(page)
+    return list(_get(url, "/sagas", params)["sagas"])
 
 
 def show_saga(url: str | None, saga_id: str) -> dict[str, Any]:

@@ -7,13 +7,18 @@ import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
+from typing import TypeVar
 
 from saga_processors.saga import SAGA_MOVES, STEP_MOVES
 
 FILE = Path(__file__).parent.parent / "docs" / "machines.md"
 
 
-def diagram(moves: Mapping[StrEnum, Mapping[StrEnum, StrEnum]]) -> str:
+_State = TypeVar("_State", bound=StrEnum)
+_Move = TypeVar("_Move", bound=StrEnum)
+
+
+def diagram(moves: Mapping[_State, Mapping[_Move, _State]]) -> str:
     """Return a Mermaid state diagram of a table of moves; the first state is the initial one."""
     states = list(moves)
     lines = ["```mermaid", "stateDiagram-v2", f"    [*] --> {states[0]}"]

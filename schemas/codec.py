@@ -39,6 +39,10 @@ class Codec:
         self._headers: dict[str, bytes] = {}
         self._writers: dict[int, tuple[str, ParsedSchema, ParsedSchema | None]] = {}
 
+    def close(self) -> None:
+        """Close the connection to the registry; what is cached still works."""
+        self._client.close()
+
     def encode(self, name: str, record: Mapping[str, Any]) -> bytes:
         """Return ``record`` as the value of a Kafka record.
 

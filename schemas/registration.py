@@ -55,5 +55,5 @@ def register(client: SchemaRegistryClient, subject: str, schema: dict[str, Any])
 
 def register_all(registry_url: str) -> dict[str, int]:
     """Register every schema of the platform; returns their ids by subject. Errors as in :func:`register`."""
-    client = SchemaRegistryClient({"url": registry_url})
-    return {subject: register(client, subject, schema) for subject, schema in SCHEMAS.items()}
+    with SchemaRegistryClient({"url": registry_url}) as client:
+        return {subject: register(client, subject, schema) for subject, schema in SCHEMAS.items()}

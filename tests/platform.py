@@ -14,6 +14,7 @@ import httpx
 import psycopg
 
 from deploy.stack import Stack
+from schemas import Codec
 
 TERMINAL = ("COMPLETED", "FAILED")
 
@@ -46,6 +47,7 @@ class Platform:
         self.stack = stack
         self.endpoints = stack.endpoints()
         self.http = httpx.Client(base_url=self.endpoints["COORDINATOR_URL"], timeout=70)
+        self.codec = Codec(self.endpoints["SCHEMA_REGISTRY_URL"])
         self.crash_dir = Path(stack.root) / "crash"
 
     def __enter__(self) -> Self:
@@ -55,6 +57,7 @@ class Platform:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.http.close()
+        self.codec.close()
 
     # Sagas
 

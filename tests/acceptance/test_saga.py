@@ -2,7 +2,6 @@
 
 from confluent_kafka import Consumer, Message
 
-from schemas import Codec
 from tests.platform import Platform, steps
 
 
@@ -32,7 +31,7 @@ def records_of(platform: Platform, topic: str, key: str) -> list[Message]:
 
 
 def test_a_saga_from_post_to_completed(platform: Platform) -> None:
-    codec = Codec(platform.endpoints["SCHEMA_REGISTRY_URL"])
+    codec = platform.codec
 
     # 1. A client posts the saga. The answer names it and says where to look.
     body = {"name": "reading", "steps": [step.as_json(i) for i, step in enumerate(steps({"n": 1}, {"n": 2}))]}
@@ -129,7 +128,7 @@ def test_a_handler_that_raises_is_dead_lettered_after_its_retries_and_its_saga_u
     headers = dict(letter.headers())
     assert headers["__connect.errors.topic"] == b"beta.commands"
     assert b"beta is broken" in headers["__connect.errors.exception.message"]
-    assert Codec(platform.endpoints["SCHEMA_REGISTRY_URL"]).decode(letter.value())[1]["attempt"] == 3
+    assert platform.codec.decode(letter.value())[1]["attempt"] == 3
 
 
 def test_a_step_that_nobody_answers_times_out_and_is_undone_when_the_service_is_back(platform: Platform) -> None:

@@ -89,11 +89,18 @@ def _database(addresses: Addresses, name: str) -> Iterator[str]:
     with admin.connect() as connection:
         connection.execute(text(f'CREATE DATABASE "{name}"'))
     yield addresses.url_of(name)
+    drop_database(addresses, name)
+    admin.dispose()
+
+
+def drop_database(addresses: Addresses, name: str) -> None:
+    """Remove a database with its connector and slot."""
     with Connect(addresses.connect) as client:
         client.delete(f"fluxora_{name}")
+    admin = create_engine(sqlalchemy_url(addresses.database_url), isolation_level="AUTOCOMMIT", poolclass=NullPool)
     _drop_slots(admin, name)
     with admin.connect() as connection:
-        connection.execute(text(f'DROP DATABASE "{name}" WITH (FORCE)'))
+        connection.execute(text(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)'))
     admin.dispose()
 
 
