@@ -101,6 +101,10 @@ def configuration(
         "value.converter.delegate.converter.type": "org.apache.kafka.connect.json.JsonConverter",
         "value.converter.delegate.converter.type.schemas.enable": "false",
         "header.converter": "org.apache.kafka.connect.storage.SimpleHeaderConverter",
+        # -- a topic that is not there is made, with the broker's defaults ------------------------------------------
+        # Otherwise one row with a mistyped topic would hold up every row behind it in this database.
+        "topic.creation.default.partitions": "-1",
+        "topic.creation.default.replication.factor": "-1",
         # -- nothing is acknowledged that a broker could lose, and order survives a retry -----------------------
         "producer.override.acks": "all",
         "producer.override.enable.idempotence": "true",

@@ -75,7 +75,12 @@ class Creation:
             ids: set[UUID] = set()
             failed: Exception | None = None
             try:
-                ids = await self._store.create_many([(w.saga, w.key, w.digest) for w in batch])
+                if len(batch) == 1:  # the statement for one is the cheaper one then
+                    alone = batch[0]
+                    _, holder = await self._store.create(alone.saga, alone.key, alone.digest)
+                    ids = {alone.saga.saga_id} if holder is None else set()
+                else:
+                    ids = await self._store.create_many([(w.saga, w.key, w.digest) for w in batch])
             except DatabaseUnavailable as error:
                 failed = error
             except psycopg.Error as error:

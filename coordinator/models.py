@@ -4,11 +4,12 @@ Answers are built as plain dicts (``coordinator.views``); a test holds them agai
 What a saga must be beyond its shape is in ``saga_processors.definition``, in one place for every way in.
 """
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from participant.sagas import Retry, Step
 from saga_processors.definition import MAX_ATTEMPTS, MAX_TIMEOUT_MS, NAME
@@ -22,6 +23,17 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
 Name = Annotated[str, Field(json_schema_extra={"pattern": _NAME})]
 
 _RETRY = Retry()
+
+
+def _rfc3339(text: Any) -> Any:
+    """Pydantic also takes numbers for times."""
+    if not isinstance(text, str) or not _RFC3339.fullmatch(text):
+        raise ValueError("is a time of RFC 3339 with its zone, as 2026-11-23T10:00:00Z")
+    return text
+
+
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
+Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 
 
 class _Body(BaseModel):
@@ -203,8 +215,8 @@ class ListQuery(BaseModel):
     name: str | None = Field(default=None, pattern=_NAME, description="Sagas of this name.")
     state: list[SagaState] | None = Field(default=None, description="In one of these states; may be repeated.")
     service: str | None = Field(default=None, pattern=_NAME, description="With a step at this service.")
-    created_after: AwareDatetime | None = Field(default=None, description="RFC 3339, exclusive.")
-    created_before: AwareDatetime | None = Field(default=None, description="RFC 3339, exclusive.")
+    created_after: Time | None = Field(default=None, description="RFC 3339, exclusive.")
+    created_before: Time | None = Field(default=None, description="RFC 3339, exclusive.")
     needs_attention: bool | None = None
     limit: int | None = Field(default=None, ge=1, description="Sagas on a page.")
     cursor: str | None = Field(default=None, max_length=200, description="`next_cursor` of the page before.")

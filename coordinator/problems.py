@@ -152,4 +152,9 @@ def install(app: FastAPI) -> None:
                 detail = f"{request.method} is not allowed here."
             case _:
                 detail = str(error.detail)
-        return Problem(error.status_code, slug, detail, headers=error.headers).response(request.url.path)
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and (route := request.scope.get("route")) is not None:
+            # Starlette names the methods of the first route that has this path; another may have more.
+            methods = app.openapi()["paths"].get(getattr(route, "path", None), {})
+            headers["Allow"] = ", ".join(sorted(method.upper() for method in methods)) or headers.get("allow", "GET")
+        return Problem(error.status_code, slug, detail, headers=headers).response(request.url.path)

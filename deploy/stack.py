@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,7 +67,7 @@ class Stack:
         taken = {
             key: value
             for key, value in os.environ.items()
-            if key not in EXTERNAL.values() and not key.endswith("_PORT") and key != "FLUXORA_PORT_BASE"
+            if key not in EXTERNAL.values() and not re.fullmatch(r"FLUXORA_(\w+_PORT|PORT_BASE)", key)
         }
         own = {**taken, "FLUXORA_RUN_DIR": str(Path(run_dir).absolute())}
         if port_base is not None:

@@ -17,6 +17,10 @@ compensation        REFUSED         none               NOTHING: nothing to undo
 compensation        CANCELLED       none               NOTHING (is not written, but would be right)
 compensation        (any)           there              UNDONE: it is undone already
 ==================  ==============  =================  ==========================================
+
+A refusal is remembered so that every attempt of a step gets the same answer: a pivot that was refused once must not
+run in a later attempt. Only that of a step that must succeed (retriable) is not, because it is asked again until it
+says yes.
 """
 
 from dataclasses import dataclass

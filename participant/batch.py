@@ -372,7 +372,8 @@ class _Walk:
             raise _Culprit(commands, error) from error
 
     def _finish(self, command: Command, reply: Reply) -> None:
-        self._note(command, command.operation, reply)
+        if reply.outcome is not Outcome.REFUSED or not command.must_succeed:
+            self._note(command, command.operation, reply)
         self.replies.append((command, reply))
 
     def _note(self, command: Command, operation: Operation, reply: Reply) -> None:

@@ -56,6 +56,8 @@ class Command:
     attempt: int = 1
     #: no attempt follows: what fails now is dead-lettered
     final: bool = False
+    #: a retriable step: a refusal is not remembered, it will be asked again until it succeeds
+    must_succeed: bool = False
     #: the step's payload, parsed
     payload: Any = None
     #: with a compensation: what the action returned
@@ -153,6 +155,7 @@ def command_from(record: Mapping[str, Any], traceparent: str | None = None) -> C
         operation=Operation(record["operation"]),
         attempt=record["attempt"],
         final=record["final"],
+        must_succeed=record.get("must_succeed", False),
         payload=orjson.loads(record["payload"]),
         result=None if result is None else orjson.loads(result),
         traceparent=traceparent,

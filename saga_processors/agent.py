@@ -107,7 +107,9 @@ class SagaWorker:
         settings = self._settings
         input_log = InputLog(settings.kafka_bootstrap_servers)
         return Processor(
-            store=await Store.connect(settings.database_url, settings.instance),
+            store=await Store.connect(
+                settings.database_url, settings.instance, idle_limit=settings.transaction_idle_limit
+            ),
             codec=Codec(settings.schema_registry_url),
             input_log=input_log,
             publisher=Publisher(settings.kafka_bootstrap_servers, settings.publish_timeout),

@@ -214,6 +214,7 @@ def effect_to_record(codec: Codec, transaction_id: str, saga: Saga, effect: Effe
                     "operation": effect.operation.value,
                     "attempt": effect.attempt,
                     "final": effect.final,
+                    "must_succeed": step.kind is StepKind.RETRIABLE,
                     "payload": step.payload,
                     "result": saga.steps[effect.step].result if undo else None,
                 },

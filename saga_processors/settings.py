@@ -38,6 +38,8 @@ class ProcessorSettings(BaseSettings):
     stuck_after: Annotated[float, Field(ge=0.5, le=600)] = 5.0
     #: Seconds a batch's effects may wait for the brokers' acknowledgement before the process ends.
     publish_timeout: Annotated[float, Field(ge=1, le=600)] = 30.0
+    #: Seconds that a process frozen within a batch keeps its successor waiting: PostgreSQL ends it then.
+    transaction_idle_limit: Annotated[float, Field(ge=1, le=600)] = 10.0
     #: Seconds between the clock's looks for deadlines that have passed.
     clock_interval: Annotated[float, Field(ge=0.01, le=60)] = 0.1
     #: Seconds after which the clock produces a deadline again that nobody has folded.

@@ -95,7 +95,12 @@ class Store:
         self._connection = connection
 
     @classmethod
-    async def connect(cls, url: str, application_name: str) -> Self:
+    async def connect(cls, url: str, application_name: str, *, idle_limit: float) -> Self:
+        """Connect; ``idle_limit`` is how many seconds a process that stands still may keep its locks.
+
+        Without the limit a process that is frozen within a batch would hold its partition rows, and with them its
+        successor, for as long as it stays frozen.
+        """
         set_json_loads(orjson.loads)
         connection = await psycopg.AsyncConnection.connect(
             url,
@@ -107,6 +112,7 @@ class Store:
             keepalives_idle=5,
             keepalives_interval=2,
             keepalives_count=3,
+            options=f"-c idle_in_transaction_session_timeout={int(idle_limit * 1000)}",
         )
         return cls(connection)
 
