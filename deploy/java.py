@@ -57,6 +57,8 @@ def with_archive(part: Part, settings: StackSettings) -> Part:
         # Another stack may have been quicker: then the later of two good ones stays.
         with contextlib.suppress(OSError):
             os.replace(written, archive)
+            for other in set(archive.parent.glob(f"{part.name}-*.jsa")) - {archive}:
+                other.unlink()
 
     return replace(
         part,

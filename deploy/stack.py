@@ -69,7 +69,8 @@ class Stack:
             for key, value in os.environ.items()
             if key not in EXTERNAL.values() and not re.fullmatch(r"FLUXORA_(\w+_PORT|PORT_BASE)", key)
         }
-        own = {**taken, "FLUXORA_RUN_DIR": str(Path(run_dir).absolute())}
+        # Writing the JVMs' archives would make the first stop take half a minute: `make down` does it.
+        own = {"FLUXORA_ARCHIVE_CLASSES": "false", **taken, "FLUXORA_RUN_DIR": str(Path(run_dir).absolute())}
         if port_base is not None:
             own["FLUXORA_PORT_BASE"] = str(port_base)
         self._prepare({**own, **(environment or {})}, services, only, report)

@@ -24,6 +24,7 @@ class InputLog:
     """
 
     def __init__(self, bootstrap_servers: str) -> None:
+        self._bootstrap_servers = bootstrap_servers
         self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
         self._consumer = Consumer(
             {
@@ -55,6 +56,9 @@ class InputLog:
                 found[partition.partition] = (await asyncio.wrap_future(future)).offset
         except KafkaException as error:
             log.warning("the ends of the log are not known now", error=str(error))
+            # After a restart of the broker the client goes on asking with the leader epoch it has cached
+            # (FENCED_LEADER_EPOCH, every time): only a new one learns the new epoch.
+            self._admin = AdminClient({"bootstrap.servers": self._bootstrap_servers})
             return {}
         return found
 

@@ -22,7 +22,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         run_dir,
         int(os.environ.get("FLUXORA_TEST_PORT_BASE", "28600")),
         services=[LEDGER],
-        environment={"FLUXORA_CRASH_DIR": str(crash_dir), "PYTHONPATH": str(Path(__file__).parents[1])},
+        environment={
+            "FLUXORA_CRASH_DIR": str(crash_dir),
+            # Two, so that a killed or frozen one has a successor.
+            "FLUXORA_PROCESSORS": "2",
+            "PYTHONPATH": str(Path(__file__).parents[1]),
+        },
         report=print,
     ) as stack:
         for key, value in stack.endpoints().items():

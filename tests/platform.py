@@ -12,6 +12,7 @@ from typing import Any, Self
 
 import httpx
 import psycopg
+from confluent_kafka import Consumer, Message
 
 from deploy.stack import Stack
 from schemas import Codec
@@ -133,6 +134,30 @@ class Platform:
             if states[id] != state or entries != wanted:
                 problems.append(f"{id}: {states[id]}, {dict(entries)}; expected {state}, {dict(wanted)}")
         assert not problems, f"{len(problems)} of {len(expected)} sagas: " + "\n".join(problems[:5])
+
+    def records_of(self, topic: str, key: str) -> list[Message]:
+        """All records of ``topic`` with this key, in order of the log, as any consumer would read them."""
+        consumer = Consumer(
+            {
+                "bootstrap.servers": self.endpoints["KAFKA_BOOTSTRAP_SERVERS"],
+                "group.id": f"reader-of-{key}",
+                "auto.offset.reset": "earliest",
+                "enable.partition.eof": True,
+            }
+        )
+        consumer.subscribe([topic])
+        found, ended = [], set()
+        try:
+            while not consumer.assignment() or len(ended) < len(consumer.assignment()):
+                message = consumer.poll(10)
+                assert message is not None, f"{topic} does not answer"
+                if message.error():
+                    ended.add(message.partition())
+                elif message.key() == key.encode():
+                    found.append(message)
+        finally:
+            consumer.close()
+        return found
 
     # Faults
 

@@ -10,7 +10,7 @@ forecast = Service("forecast")
 @forecast.action("publish-forecast")
 def publish(connection: Connection, command: Command) -> dict[str, float]:
     """Persistence, the forecaster's baseline: tomorrow is like today."""
-    expected = sum(command.payload["kwh"])
+    expected = round(sum(command.payload["kwh"]), 2)
     connection.execute(
         text("INSERT INTO forecasts (saga, meter, kwh) VALUES (:saga, :meter, :kwh)"),
         {"saga": command.transaction_id, "meter": command.payload["meter"], "kwh": expected},

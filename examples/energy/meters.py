@@ -18,7 +18,7 @@ def ingest(connection: Connection, command: Command) -> dict[str, float]:
             for hour, kwh in enumerate(readings)
         ],
     )
-    return {"kwh": sum(readings)}
+    return {"kwh": round(sum(readings), 2)}
 
 
 @meters.compensation("ingest-readings")

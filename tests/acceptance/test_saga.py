@@ -1,33 +1,6 @@
 """One saga in reading order, from the POST to COMPLETED, through everything it passes on the way."""
 
-from confluent_kafka import Consumer, Message
-
 from tests.platform import Platform, steps
-
-
-def records_of(platform: Platform, topic: str, key: str) -> list[Message]:
-    """All records of ``topic`` with this key, in order of the log, as any consumer would read them."""
-    consumer = Consumer(
-        {
-            "bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"],
-            "group.id": f"reader-of-{key}",
-            "auto.offset.reset": "earliest",
-            "enable.partition.eof": True,
-        }
-    )
-    consumer.subscribe([topic])
-    found, ended = [], set()
-    try:
-        while not consumer.assignment() or len(ended) < len(consumer.assignment()):
-            message = consumer.poll(10)
-            assert message is not None, f"{topic} does not answer"
-            if message.error():
-                ended.add(message.partition())
-            elif message.key() == key.encode():
-                found.append(message)
-    finally:
-        consumer.close()
-    return found
 
 
 def test_a_saga_from_post_to_completed(platform: Platform) -> None:
@@ -58,7 +31,7 @@ def test_a_saga_from_post_to_completed(platform: Platform) -> None:
     assert (type_, topic) == ("fluxora.SagaStarted", "fluxora.transactions")
 
     # 4. Debezium brought it, and later the replies, into the topic that decides.
-    inputs = [codec.decode(message.value()) for message in records_of(platform, "fluxora.transactions", saga_id)]
+    inputs = [codec.decode(message.value()) for message in platform.records_of("fluxora.transactions", saga_id)]
     assert [name for name, _ in inputs] == ["fluxora.SagaStarted", "fluxora.StepReplied", "fluxora.StepReplied"]
     assert [record["outcome"] for _, record in inputs[1:]] == ["DONE", "DONE"]
 
@@ -76,7 +49,7 @@ def test_a_saga_from_post_to_completed(platform: Platform) -> None:
 
     # 6. Its commands went to the services' topics, each with an id made of what it is.
     for service, step in (("alpha", "s0"), ("beta", "s1")):
-        [command] = records_of(platform, f"{service}.commands", saga_id)
+        [command] = platform.records_of(f"{service}.commands", saga_id)
         name, record = codec.decode(command.value())
         assert name == "fluxora.StepCommand"
         assert record["command_id"] == f"{saga_id}:{step}:action:1"
@@ -98,7 +71,7 @@ def test_a_saga_from_post_to_completed(platform: Platform) -> None:
     ]
 
     # 8. Whoever wants to know consumed its lifecycle.
-    events = [codec.decode(m.value())[1] for m in records_of(platform, "fluxora.transactions.events", saga_id)]
+    events = [codec.decode(m.value())[1] for m in platform.records_of("fluxora.transactions.events", saga_id)]
     assert [(event["sequence"], event["type"], event["step"]) for event in events] == [
         (1, "SagaStarted", None),
         (2, "StepExecuted", "s0"),
@@ -124,7 +97,7 @@ def test_a_handler_that_raises_is_dead_lettered_after_its_retries_and_its_saga_u
     assert saga["state"] == "FAILED"
     assert [step["state"] for step in saga["steps"]] == ["COMPENSATED", "FAILED"]
     assert saga["steps"][1]["attempt"] == 3
-    [letter] = records_of(platform, "beta.commands.dlq", saga["saga_id"])
+    [letter] = platform.records_of("beta.commands.dlq", saga["saga_id"])
     headers = dict(letter.headers())
     assert headers["__connect.errors.topic"] == b"beta.commands"
     assert b"beta is broken" in headers["__connect.errors.exception.message"]

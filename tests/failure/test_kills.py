@@ -1,9 +1,11 @@
 """Processes that die at the worst line. After each: nothing lost, nothing twice, nothing stuck."""
 
 import os
+import signal
 import time
 
 import pytest
+from confluent_kafka import Producer
 
 from tests.platform import Platform, steps
 
@@ -75,3 +77,34 @@ def test_participants_and_the_database_killed_lose_and_double_nothing(platform: 
     platform.until(lambda: platform.http.get("/ready").status_code == 200, "the coordinator is not ready")
     expected |= start_sagas(platform, 20)
     platform.check_whole_or_undone(expected, platform.wait_all(expected, 240))
+
+
+def test_a_processor_that_was_frozen_and_comes_back_decides_nothing_differently(platform: Platform) -> None:
+    """A zombie: stopped past its session timeout, while another one takes its partitions over."""
+    frozen = platform.kill("saga-processor-1", signal.SIGSTOP)
+    try:
+        expected = start_sagas(platform, 30)
+        states = platform.wait_all(expected, 120)
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+    platform.check_whole_or_undone(expected, states)
+    expected = start_sagas(platform, 30)
+    platform.check_whole_or_undone(expected, platform.wait_all(expected))
+
+
+def test_a_whole_log_that_comes_again_changes_nothing(platform: Platform) -> None:
+    """Fault 20: every input so far is produced once more, as a connector without its offsets would."""
+    expected = start_sagas(platform, 10)
+    states = platform.wait_all(expected)
+    again = Producer(
+        {"bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"], "partitioner": "murmur2_random"}
+    )
+    for id in expected:
+        for message in platform.records_of("fluxora.transactions", id):
+            again.produce("fluxora.transactions", message.value(), message.key())
+    assert again.flush(30) == 0
+    marker = platform.start(steps({}))
+    platform.wait(marker)
+    time.sleep(2)
+    assert platform.wait_all(expected) == states
+    platform.check_whole_or_undone(expected, states)

@@ -1,0 +1,299 @@
+"""The guard around the fold, on a real database and real topics, with records handed over as Faust might do it."""
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any
+
+import psycopg
+import pytest
+from confluent_kafka import Producer
+
+import coordinator.migrations
+from participant.sagas import Step, started
+from saga_processors import processor as module
+from saga_processors.codec import KafkaRecord
+from saga_processors.log import InputLog
+from saga_processors.partition import Halted, Record
+from saga_processors.processor import Processor
+from saga_processors.saga import Decision
+from saga_processors.store import Store
+from tests.platform import Platform
+
+TOPIC_ID = "the-topic"
+
+
+class Sent:
+    """Stands where the Kafka producer would be, to see what leaves; ``fails`` as brokers that are gone."""
+
+    def __init__(self) -> None:
+        self.records: list[KafkaRecord] = []
+        self.fails = False
+
+    async def publish(self, records: Sequence[KafkaRecord]) -> None:
+        if self.fails:
+            raise ConnectionError("the brokers are gone")
+        self.records += records
+
+    @property
+    def ids(self) -> list[str]:
+        return [dict(record.headers)["ce_id"].decode() for record in self.records]  # type: ignore[union-attr]
+
+
+@pytest.fixture
+def database(platform: Platform) -> Iterator[str]:
+    """A coordinator's database of its own: no other processor folds into it."""
+    name = f"guard_{uuid.uuid4().hex[:8]}"
+    server = platform.endpoints["DATABASE_URL"].removesuffix("fluxora")
+    with psycopg.connect(server + "postgres", autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        coordinator.migrations.upgrade(server + name)
+        yield server + name
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+Scenario = Callable[[Processor, Sent], Awaitable[None]]
+
+
+def run(platform: Platform, database: str, *scenarios: Scenario, topic_id: str = TOPIC_ID) -> Sent:
+    """Run each scenario with a processor of its own, one after the other, as after a restart."""
+    sent = Sent()
+
+    async def play(scenario: Scenario) -> None:
+        store = await Store.connect(database, "guard", idle_limit=10)
+        input_log = InputLog(platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"])
+        try:
+            await scenario(make(platform, store, input_log, sent, topic_id), sent)
+        finally:
+            input_log.close()
+            await store.close()
+
+    for scenario in scenarios:
+        asyncio.run(play(scenario))
+    return sent
+
+
+def make(platform: Platform, store: Store, input_log: InputLog, sent: Sent, topic_id: str = TOPIC_ID) -> Processor:
+    return Processor(
+        store=store,
+        codec=platform.codec,
+        input_log=input_log,
+        publisher=sent,  # type: ignore[arg-type]
+        topic_id=topic_id,
+        batch_size=100,
+        cache_size=100,
+        max_steps=10,
+    )
+
+
+def saga_started(platform: Platform, offset: int, id: str | None = None, partition: int = 0) -> Record:
+    id = id or str(uuid.uuid4())
+    value = platform.codec.encode("fluxora.SagaStarted", started(uuid.UUID(id), "guarded", [Step("alpha", {})]))
+    return Record(partition, offset, 1_000 + offset, id.encode(), value)
+
+
+def replied(platform: Platform, offset: int, id: str, partition: int = 0, **more: Any) -> Record:
+    reply = {
+        "transaction_id": id,
+        "command_id": "c",
+        "step": "step-1",
+        "operation": "ACTION",
+        "attempt": 1,
+        "outcome": "DONE",
+        **more,
+    }
+    return Record(partition, offset, 1_000 + offset, id.encode(), platform.codec.encode("fluxora.StepReplied", reply))
+
+
+def rows(database: str, sql: str) -> list[Any]:
+    with psycopg.connect(database) as connection:
+        return connection.execute(sql).fetchall()  # type: ignore[arg-type]
+
+
+JOURNAL = 'SELECT "offset", outcome, state FROM journal ORDER BY 1'
+
+
+def test_a_redelivered_input_is_skipped(platform: Platform, database: str) -> None:
+    first, second = saga_started(platform, 0), saga_started(platform, 1)
+
+    async def deliver(processor: Processor, sent: Sent) -> None:
+        await processor.handle([first])
+        await processor.handle([first, second])
+        await processor.handle([second])
+
+    sent = run(platform, database, deliver, lambda processor, sent: processor.handle([first, second]))
+    assert rows(database, JOURNAL) == [(0, "APPLIED", "EXECUTING"), (1, "APPLIED", "EXECUTING")]
+    # The second processor cannot know that the last batch has left: it leaves again, with the same ids.
+    assert len(set(sent.ids[:4])) == 4
+    assert set(sent.ids[4:]) <= set(sent.ids[2:4])
+
+
+def test_a_second_copy_of_an_input_changes_nothing(platform: Platform, database: str) -> None:
+    """Debezium sends it again after a crash of Connect: the same record at a new offset."""
+    id = str(uuid.uuid4())
+    copies = [
+        saga_started(platform, 0, id),
+        saga_started(platform, 1, id),
+        replied(platform, 2, id),
+        replied(platform, 3, id),
+        saga_started(platform, 4, id),
+    ]
+    sent = run(platform, database, lambda processor, sent: processor.handle(copies))
+    assert [row[1] for row in rows(database, JOURNAL)] == ["APPLIED", "IGNORED", "APPLIED", "IGNORED", "IGNORED"]
+    assert rows(database, "SELECT state, version FROM transactions") == [("COMPLETED", 1)]
+    assert len(sent.ids) == len(set(sent.ids))
+
+
+def test_inputs_that_were_not_delivered_are_fetched_before_the_next_one(platform: Platform, database: str) -> None:
+    producer = Producer(
+        {"bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"], "partitioner": "murmur2_random"}
+    )
+    ids = [str(uuid.uuid4()) for _ in range(4)]
+    offsets: list[int] = []
+    for id in ids:
+        record = saga_started(platform, 0, id)
+        producer.produce(
+            "fluxora.transactions",
+            record.value,
+            record.key,
+            partition=7,
+            on_delivery=lambda error, message: offsets.append(message.offset() or 0),
+        )
+    assert producer.flush(30) == 0
+    last = saga_started(platform, offsets[-1], ids[-1], partition=7)
+
+    async def deliver_the_last_one_only(processor: Processor, sent: Sent) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("INSERT INTO partitions VALUES (7, %s, %s, %s)", (TOPIC_ID, offsets[0], offsets[0]))
+        await processor.handle([last])
+
+    run(platform, database, deliver_the_last_one_only)
+    folded = rows(database, 'SELECT transaction_id::text FROM journal ORDER BY "offset"')
+    assert [id for (id,) in folded if id in ids] == ids
+    assert rows(database, "SELECT next_offset FROM partitions") == [(offsets[-1] + 1,)]
+
+
+def test_a_zombie_lets_go_and_writes_nothing(platform: Platform, database: str) -> None:
+    first, theirs, mine = (saga_started(platform, offset) for offset in (0, 1, 1))
+
+    async def two_owners(processor: Processor, sent: Sent) -> None:
+        await processor.handle([first])
+        store = await Store.connect(database, "successor", idle_limit=10)
+        await make(platform, store, processor._log, sent).handle([theirs])
+        await store.close()
+        before = len(sent.records)
+        with pytest.raises(Halted, match="another processor"):
+            await processor.handle([mine])
+        assert len(sent.records) == before
+
+    run(platform, database, two_owners)
+    assert [row[0] for row in rows(database, JOURNAL)] == [0, 1]
+
+
+def test_what_was_decided_and_not_published_leaves_when_the_partition_is_taken_over(
+    platform: Platform, database: str
+) -> None:
+    id = str(uuid.uuid4())
+
+    async def decide_and_die(processor: Processor, sent: Sent) -> None:
+        await processor.handle([saga_started(platform, 0, id)])
+        sent.records.clear()
+        sent.fails = True
+        with pytest.raises(ConnectionError):
+            await processor.handle([replied(platform, 1, id, outcome="REFUSED", reason="no")])
+        sent.fails = False
+
+    sent = run(platform, database, decide_and_die, lambda processor, sent: processor.adopt([0]))
+    assert f"{id}:4" in sent.ids, "the saga's last event"
+    assert rows(database, "SELECT next_offset, published_through FROM partitions") == [(2, 2)]
+    again = run(platform, database, lambda processor, sent: processor.adopt([0]))
+    assert again.ids == []
+
+
+def test_a_topic_that_was_made_again_is_refused(platform: Platform, database: str) -> None:
+    async def refused(processor: Processor, sent: Sent) -> None:
+        with pytest.raises(Halted, match="deleted and made again"):
+            await processor.handle([saga_started(platform, 1)])
+
+    run(platform, database, lambda processor, sent: processor.handle([saga_started(platform, 0)]))
+    run(platform, database, refused, topic_id="another")
+
+
+def test_a_transaction_that_breaks_the_machine_is_parked_and_the_others_go_on(
+    platform: Platform, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good = str(uuid.uuid4()), str(uuid.uuid4())
+    real = module.advance
+
+    def breaks(saga: Any, event: Any, at: int) -> Decision:
+        if at == 1_001:
+            raise ZeroDivisionError("a bug")
+        return real(saga, event, at)
+
+    monkeypatch.setattr(module, "advance", breaks)
+    inputs = [
+        saga_started(platform, 0, bad),
+        replied(platform, 1, bad),
+        saga_started(platform, 2, good),
+        replied(platform, 3, bad),
+        replied(platform, 4, good),
+    ]
+    run(platform, database, lambda processor, sent: processor.handle(inputs))
+    assert [row[1] for row in rows(database, JOURNAL)] == ["APPLIED", "PARKED", "APPLIED", "PARKED", "APPLIED"]
+    found = rows(database, "SELECT id::text, state, parked, needs_attention FROM transactions")
+    assert sorted(found) == sorted([(bad, "EXECUTING", True, True), (good, "COMPLETED", False, False)])
+    # It stays parked after a restart.
+    run(platform, database, lambda processor, sent: processor.handle([replied(platform, 5, bad)]))
+    assert rows(database, JOURNAL)[-1][1] == "PARKED"
+
+
+def test_poison_is_dead_lettered_with_connects_headers_and_the_log_goes_on(platform: Platform, database: str) -> None:
+    id = str(uuid.uuid4())
+    good = saga_started(platform, 0, id)
+    no_steps = platform.codec.encode("fluxora.SagaStarted", started(uuid.UUID(id), "guarded", []))
+    command = platform.codec.encode(
+        "fluxora.StepCommand",
+        {
+            "command_id": "c",
+            "transaction_id": id,
+            "saga_name": "x",
+            "step": "x",
+            "command": "x",
+            "operation": "ACTION",
+            "attempt": 1,
+            "payload": "{}",
+        },
+    )
+    assert good.value is not None
+    poison = [
+        Record(0, 0, 0, id.encode(), None),
+        Record(0, 1, 0, id.encode(), b""),
+        Record(0, 2, 0, id.encode(), b"not avro at all"),
+        Record(0, 3, 0, id.encode(), b"\0\x7f\xff\xff\xff unknown schema"),
+        Record(0, 4, 0, id.encode(), good.value[:20]),
+        Record(0, 5, 0, id.encode(), good.value + b"more"),
+        Record(0, 6, 0, None, good.value),
+        Record(0, 7, 0, b"another key", good.value),
+        Record(0, 8, 0, id.encode(), no_steps),
+        Record(0, 9, 0, id.encode(), command),
+    ]
+    last = saga_started(platform, len(poison), id)
+    sent = run(platform, database, lambda processor, sent: processor.handle([*poison, last]))
+    assert [row[1] for row in rows(database, JOURNAL)] == ["POISON"] * len(poison) + ["APPLIED"]
+    letters = sent.records[: len(poison)]
+    assert {letter.topic for letter in letters} == {"fluxora.transactions.dlq"}
+    assert [letter.value for letter in letters] == [record.value or b"" for record in poison]
+    for i, letter in enumerate(letters):
+        headers = dict(letter.headers)
+        assert headers["__connect.errors.topic"] == b"fluxora.transactions"
+        assert headers["__connect.errors.offset"] == str(i).encode()
+        assert headers["__connect.errors.exception.message"]
+
+
+def test_a_transaction_cannot_be_folded_from_two_partitions(platform: Platform, database: str) -> None:
+    id = str(uuid.uuid4())
+    run(platform, database, lambda processor, sent: processor.handle([saga_started(platform, 0, id)]))
+    wrong = replied(platform, 0, id, partition=1)
+    sent = run(platform, database, lambda processor, sent: processor.handle([wrong]))
+    assert [record.topic for record in sent.records] == ["fluxora.transactions.dlq"]
+    assert rows(database, "SELECT state FROM transactions") == [("EXECUTING",)]
