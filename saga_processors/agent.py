@@ -5,6 +5,7 @@ folded; the supervisor starts it again and the partition row says where to go on
 """
 
 import asyncio
+import logging
 import os
 import sys
 import tempfile
@@ -52,6 +53,8 @@ class SagaWorker:
             broker_heartbeat_interval=settings.session_timeout / 6,
             broker_commit_interval=1.0,
             broker_max_poll_records=settings.batch_size,
+            # Small, so that no partition waits while the backlog of another one is read.
+            consumer_max_fetch_size=256 * 1024,
             consumer_auto_offset_reset="earliest",
             stream_buffer_maxsize=settings.queue_size,
             # A stop does not wait for the buffers: what is left in them comes again.
@@ -74,7 +77,12 @@ class SagaWorker:
     def main(self) -> None:
         """Run until a signal; does not return normally."""
         self._health.start()
-        faust.Worker(self.app, loglevel="warn", redirect_stdouts=False).execute_from_commandline()
+        # Its own set-up leaves the loggers at DEBUG and filters in the handler, so that every debug message of
+        # every record is made and thrown away: 7 % of the processor's CPU.
+        logging.basicConfig(
+            stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
+        )
+        faust.Worker(self.app, override_logging=False, redirect_stdouts=False).execute_from_commandline()
 
     def _not_ready_because(self) -> list[str]:
         return [] if self._ready else ["has not joined its consumer group, or has not taken over its partitions"]

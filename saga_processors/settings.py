@@ -35,7 +35,7 @@ class ProcessorSettings(BaseSettings):
     #: Seconds between looks for inputs that Faust has skipped.
     catch_up_interval: Annotated[float, Field(ge=0.05, le=60)] = 1.0
     #: Seconds a partition with inputs may stand still while Faust delivers those of others.
-    stuck_after: Annotated[float, Field(ge=0.5, le=600)] = 5.0
+    stuck_after: Annotated[float, Field(ge=0.5, le=600)] = 15.0
     #: Seconds a batch's effects may wait for the brokers' acknowledgement before the process ends.
     publish_timeout: Annotated[float, Field(ge=1, le=600)] = 30.0
     #: Seconds that a process frozen within a batch keeps its successor waiting: PostgreSQL ends it then.

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
+from participant.arrays import text_array
 from saga_processors.codec import from_ms, progress_to_json, saga_from_json
 from saga_processors.partition import Halted, PartitionPosition
 from saga_processors.saga import TERMINAL, Saga, SagaState
@@ -196,7 +197,7 @@ class Store:
                 await self._connection.execute(
                     "SELECT id::text, partition, parked, definition, state, progress FROM transactions "
                     "WHERE id = ANY(%s::uuid[]) AND (version > 0 OR parked)",
-                    (list(ids),),
+                    (text_array(ids),),
                 )
                 if ids
                 else None
@@ -250,13 +251,13 @@ class Store:
             (
                 [row.partition for row in rows],
                 [row.offset for row in rows],
-                [row.transaction_id for row in rows],
-                [row.input_type for row in rows],
-                [_json(row.input) for row in rows],
-                [row.outcome for row in rows],
-                [row.reason for row in rows],
-                [row.state for row in rows],
-                [_json(row.effects) for row in rows],
+                text_array(row.transaction_id for row in rows),
+                text_array(row.input_type for row in rows),
+                text_array(_json(row.input) for row in rows),
+                text_array(row.outcome for row in rows),
+                text_array(row.reason for row in rows),
+                text_array(row.state for row in rows),
+                text_array(_json(row.effects) for row in rows),
                 [row.at for row in rows],
             ),
         )
@@ -280,14 +281,14 @@ class Store:
             "next_deadline = excluded.next_deadline, updated_at = excluded.updated_at "
             "WHERE transactions.version = 0 AND NOT transactions.parked",
             (
-                list(created),
-                [entry.definition["name"] for entry in entries if entry.definition],
-                [_state(entry) for entry in entries],
-                [_services(entry) for entry in entries],
+                text_array(created),
+                text_array(entry.definition["name"] for entry in entries if entry.definition),
+                text_array(_state(entry) for entry in entries),
+                text_array(_services(entry) for entry in entries),
                 [entry.partition for entry in entries],
                 [0 if entry.saga is None else 1 for entry in entries],
-                [_json(entry.definition) for entry in entries],
-                [_progress(entry) for entry in entries],
+                text_array(_json(entry.definition) for entry in entries),
+                text_array(_progress(entry) for entry in entries),
                 [_attention(entry) for entry in entries],
                 [entry.parked for entry in entries],
                 [_deadline(entry) for entry in entries],
@@ -311,11 +312,11 @@ class Store:
             "v (id, partition, state, folded, progress, attention, parked, updated_at, deadline, rearm) "
             "WHERE t.id = v.id AND t.partition = v.partition",
             (
-                list(batch.changed),
+                text_array(batch.changed),
                 [entry.partition for entry in entries],
-                [_state(entry) for entry in entries],
+                text_array(_state(entry) for entry in entries),
                 [folded for _, folded in batch.changed.values()],
-                [_progress(entry) for entry in entries],
+                text_array(_progress(entry) for entry in entries),
                 [_attention(entry) for entry in entries],
                 [entry.parked for entry in entries],
                 [entry.updated_at for entry in entries],
