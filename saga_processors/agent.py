@@ -61,6 +61,8 @@ class SagaWorker:
             stream_wait_empty=False,
             key_serializer="raw",
             value_serializer="raw",
+            # The fast paths that the released extensions only pretended to have.
+            cython_optimizations=True,
             topic_disable_leader=True,
             topic_allow_declare=False,
             # It would listen on all interfaces.
@@ -101,6 +103,8 @@ class SagaWorker:
         return sorted(tp.partition for tp in self.app.consumer.assignment() if tp.topic == INPUT_TOPIC)
 
     async def _run(self) -> None:
+        # Counts every event several times over, for a web page that is off. It is added when the app starts.
+        self.app.sensors.remove(self.app.monitor)
         try:
             self._processor = await self._connect()
             await asyncio.gather(self._fold(self._processor), self._catch_up(self._processor))
