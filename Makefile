@@ -49,6 +49,7 @@ check: install ## Lint, types, import rules, generated diagrams
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python -m saga_processors.diagrams --check
 	$(BIN)/python -m pytest -q tests/architecture
 
 test: ready ## All tests, on a stack of their own (ARGS="-k saga")

@@ -91,7 +91,7 @@ def configuration(
         "transforms.outbox.table.fields.additional.placement": (
             "id:header:ce_id,type:header:ce_type,source:header:ce_source,created_at:header:ce_time,"
             "specversion:header:ce_specversion,"
-            "traceparent:header:traceparent,content_type:header:content_type"
+            "traceparent:header:traceparent,content_type:header:content-type"
         ),
         "transforms.outbox.table.op.invalid.behavior": "fatal",
         "tombstones.on.delete": "false",

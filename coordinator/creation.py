@@ -43,6 +43,9 @@ class Creation:
         self._max_waiting = max_waiting
         self._wanted: deque[_Wanted] = deque()
         self._batches: set[asyncio.Task[None]] = set()
+        #: Writers that will look at ``_wanted`` once more. Counted down with no await after the last look: a task
+        #: is done only a turn of the loop later, and a saga that came in that turn would find nobody to write it.
+        self._writing = 0
 
     async def create(
         self, saga: Submission, key: str | None, digest: bytes | None, *, own_id: bool
@@ -58,7 +61,8 @@ class Creation:
             raise DatabaseUnavailable(f"{len(self._wanted)} sagas wait to be written")
         written = asyncio.get_running_loop().create_future()
         self._wanted.append(_Wanted(saga, key, digest, written))
-        if len(self._batches) < _BATCHES:
+        if self._writing < _BATCHES:
+            self._writing += 1
             task = asyncio.create_task(self._write(), name="creation")
             self._batches.add(task)
             task.add_done_callback(self._batches.discard)
@@ -70,6 +74,12 @@ class Creation:
         await asyncio.gather(*self._batches, return_exceptions=True)
 
     async def _write(self) -> None:
+        try:
+            await self._write_wanted()
+        finally:
+            self._writing -= 1
+
+    async def _write_wanted(self) -> None:
         while self._wanted:
             batch = [self._wanted.popleft() for _ in range(min(len(self._wanted), _BATCH_ROWS))]
             ids: set[UUID] = set()

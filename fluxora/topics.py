@@ -27,7 +27,12 @@ class Topic:
 
 
 #: Deleted by age, never compacted: offsets of the inputs must have no holes (DESIGN section 1).
-_KEPT = {"cleanup.policy": "delete", "retention.ms": str(30 * DAY_MS)}
+#: Room for a compensation, which carries a step's payload and its result.
+_KEPT = {
+    "cleanup.policy": "delete",
+    "retention.ms": str(30 * DAY_MS),
+    "max.message.bytes": str(2 * 1024 * 1024),
+}
 
 PLATFORM = (
     # LogAppendTime: the machine's time is the log's, not a client's clock.
@@ -42,7 +47,7 @@ def service_topics(service: str) -> tuple[Topic, ...]:
 
 
 def heartbeat_topics(connector: str) -> tuple[Topic, ...]:
-    """A connector's heartbeats: nobody reads them, but the connector stops where their topic is missing."""
+    """A connector's heartbeats: nobody reads them, and they need not be kept."""
     return (Topic(heartbeat_topic(connector), 1, {"cleanup.policy": "delete", "retention.ms": str(DAY_MS // 24)}),)
 
 

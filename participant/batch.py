@@ -27,9 +27,11 @@ decides about further attempts.
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from operator import itemgetter
 from typing import Any, TypeVar
 
+import orjson
 import structlog
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
@@ -312,6 +314,9 @@ class _Walk:
         step = self._steps.get((command.transaction_id, command.step), UNSEEN)
         match barrier.decide(step, command.operation):
             case Decision.RUN:
+                if command.operation is Operation.COMPENSATION and step.result is not None:
+                    # From the barrier: when the action's reply came too late for the machine, only we know it.
+                    command = replace(command, result=orjson.loads(step.result))
                 self._run(command, grouped)
             case Decision.REPLAY:
                 assert step.action is not None

@@ -16,6 +16,8 @@ REPLY = "fluxora.StepReplied"
 TRANSACTIONS_TOPIC = "fluxora.transactions"
 #: Characters of a reason that are kept; the full story is in the dead letter and the log.
 REASON_LIMIT = 2_000
+#: Characters of an id that is part of a key in PostgreSQL, whose index entries end at 2.7 kB.
+ID_LIMIT = 500
 #: Bytes of a result. A reply must fit one Kafka record (1 MiB by default) beside its headers; one that does
 #: not would stop the connector, and with it every message of the database.
 RESULT_LIMIT = 512 * 1024
@@ -143,8 +145,8 @@ def decoder(codec: Codec) -> Callable[[bytes | None, str | None], Command]:
 def command_from(record: Mapping[str, Any], traceparent: str | None = None) -> Command:
     """Build the command from its Avro record; ValueError or KeyError if it breaks a rule of ours."""
     for field in ("command_id", "step"):
-        if not record[field] or "\x00" in record[field]:
-            raise ValueError(f"{field} is empty or holds a NUL, which PostgreSQL cannot store")
+        if not record[field] or "\x00" in record[field] or len(record[field]) > ID_LIMIT:
+            raise ValueError(f"{field} is empty, over {ID_LIMIT} characters, or holds a NUL: it cannot be a key")
     result = record.get("result")
     return Command(
         command_id=record["command_id"],

@@ -9,6 +9,11 @@ from confluent_kafka import KafkaException as KafkaFailure
 #: Seconds to wait for the broker's acknowledgement; then the process gives up and starts anew.
 ACK_TIMEOUT_S = 30
 
+#: Bytes of a letter: what a command's topic takes (fluxora.topics), and room for the reasons.
+MAX_RECORD_BYTES = 2 * 1024 * 1024
+#: Characters of an exception's message and of its traceback that are kept.
+MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
+
 Headers = Sequence[tuple[str, str | bytes | None]]
 
 
@@ -26,6 +31,7 @@ class DeadLetters:
                 "enable.idempotence": True,
                 "partitioner": "murmur2_random",
                 "delivery.timeout.ms": ACK_TIMEOUT_S * 1000,
+                "message.max.bytes": MAX_RECORD_BYTES,
             }
         )
 
@@ -62,7 +68,7 @@ class DeadLetters:
             "stage": stage,
             "class.name": "participant.worker.Worker",
             "exception.class.name": f"{type(error).__module__}.{type(error).__qualname__}",
-            "exception.message": str(error),
-            "exception.stacktrace": "".join(traceback.format_exception(error))[-16_000:],
+            "exception.message": str(error)[:MESSAGE_LIMIT],
+            "exception.stacktrace": "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:],
         }
         return [(f"__connect.errors.{name}", str(value).encode("utf-8", "replace")) for name, value in why.items()]

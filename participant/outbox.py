@@ -24,6 +24,8 @@ AVRO = "application/avro"
 #: Bytes of one message. Kafka takes 1 MiB a record with key and headers; one record over it stops the connector
 #: and every message behind it, so it is refused here, where the caller can still do something.
 PAYLOAD_LIMIT = 960 * 1024
+#: Characters of each of a message's texts.
+TEXT_LIMIT = 1_000
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 # One INSERT writes a WAL record a row, as Debezium needs; COPY would not (PROTOTYPE.md, "Traps met").
@@ -149,8 +151,12 @@ _CLASS = type
 def _check(message: Message) -> None:
     if not _TOPIC.fullmatch(message.topic) or message.topic in (".", ".."):
         raise WrongShape(f"{message.topic!r} is no Kafka topic name (1 to 249 of letters, digits, '.', '_', '-')")
-    if any(value is not None and "\x00" in value for value in (message.key, message.type, message.source)):
-        raise WrongShape("key, type or source holds a NUL, which PostgreSQL cannot store")
+    texts = (message.key, message.type, message.source, message.traceparent, message.content_type)
+    if any(value is not None and ("\x00" in value or len(value) > TEXT_LIMIT) for value in texts):
+        raise WrongShape(
+            f"key, type, source, traceparent or content_type is over {TEXT_LIMIT} characters, or holds a NUL, which "
+            "PostgreSQL cannot store"
+        )
     if not message.key:
         raise WrongShape("the key is empty: events without a key would lose their order")
     if len(message.payload) > PAYLOAD_LIMIT:

@@ -275,4 +275,5 @@ def _header(message: Message, name: str) -> str | None:
     # The stubs allow a mapping too; what was received is always a list of pairs.
     headers = cast(list[tuple[str, bytes | None]], message.headers() or [])
     value = next((value for key, value in headers if key == name and value is not None), None)
-    return None if value is None else value.decode("ascii", "replace")
+    # Printable ASCII or nothing: it goes on into the reply's outbox row, which holds no NUL.
+    return value.decode("ascii") if value is not None and value.isascii() and value.decode().isprintable() else None

@@ -9,7 +9,7 @@ import logging
 import os
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import faust
@@ -89,11 +89,10 @@ class SagaWorker:
     def _not_ready_because(self) -> list[str]:
         return [] if self._ready else ["has not joined its consumer group, or has not taken over its partitions"]
 
-    async def _receive(self, stream: faust.StreamT[bytes]) -> AsyncIterator[None]:
+    async def _receive(self, stream: faust.StreamT[bytes]) -> None:
         async for event in stream.noack().events():
             self._delivered += 1
             await self._queue.put(event)
-            yield
 
     async def _revoked(self, app: faust.App, revoked: Iterable[TP], **_: Any) -> None:
         if self._processor is not None:

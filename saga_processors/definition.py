@@ -4,6 +4,7 @@ A definition travels whole in the transaction's first input, so what is stored w
 All times are integer milliseconds; JSON values are kept as text, the machine never looks into them.
 """
 
+import json
 import re
 import zlib
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from functools import cached_property
 
 #: Names of sagas, steps, services and commands: what fits a Kafka topic name and a URL path segment.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+#: W3C Trace Context, version 00 or a later one in the same form.
+TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 #: A step waits at least this long for an answer, so a typing error cannot make a busy loop.
 MIN_TIMEOUT_MS = 100
 MAX_TIMEOUT_MS = 30 * 24 * 3600 * 1000
@@ -116,6 +119,8 @@ class SagaDefinition:
             raise InvalidDefinition("steps", "a saga has at least one step")
         if len(self.steps) > max_steps:
             raise InvalidDefinition("steps", f"a saga has at most {max_steps} steps; this one has {len(self.steps)}")
+        if self.traceparent is not None and not TRACEPARENT.fullmatch(self.traceparent):
+            raise InvalidDefinition("traceparent", "is a W3C Trace Context header: 00-<32 hex>-<16 hex>-<2 hex>")
         if self.timeout_ms is not None:
             _check_timeout("timeout_seconds", self.timeout_ms)
         seen: dict[str, int] = {}
@@ -153,6 +158,12 @@ def _check_step(where: str, step: StepDefinition) -> None:
     _check_name(f"{where}.service_name", step.service_name)
     _check_name(f"{where}.command", step.command)
     _check_timeout(f"{where}.timeout_seconds", step.timeout_ms)
+    if step.action_endpoint is not None or step.compensation_endpoint is not None:
+        raise InvalidDefinition(f"{where}.action_endpoint", "is not there yet: steps address Kafka services")
+    try:
+        json.loads(step.payload)
+    except ValueError as error:
+        raise InvalidDefinition(f"{where}.payload", f"is JSON text: {error}") from error
     retry = step.retry
     if not 1 <= retry.max_attempts <= MAX_ATTEMPTS:
         raise InvalidDefinition(f"{where}.retry.max_attempts", f"is between 1 and {MAX_ATTEMPTS}")

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
-from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
 from saga_processors.codec import KafkaRecord
 from saga_processors.partition import Halted, Record
 
 INPUT_TOPIC = "fluxora.transactions"
 _READ_TIMEOUT_S = 30.0
+#: Bytes of a record, key and headers included. Our topics take as much (fluxora.topics); a compensation carries the
+#: step's payload and its result, which are each limited to less than half of it where they come in.
+MAX_RECORD_BYTES = 2 * 1024 * 1024
 
 log = structlog.get_logger()
 
@@ -52,7 +55,9 @@ class InputLog:
         asked = {TopicPartition(INPUT_TOPIC, p): OffsetSpec.latest() for p in partitions}  # type: ignore[no-untyped-call]
         found = {}
         try:
-            for partition, future in (await asyncio.to_thread(lambda: self._admin.list_offsets(asked))).items():
+            for partition, future in (
+                await asyncio.to_thread(lambda: self._admin.list_offsets(asked, request_timeout=5))
+            ).items():
                 found[partition.partition] = (await asyncio.wrap_future(future)).offset
         except KafkaException as error:
             log.warning("the ends of the log are not known now", error=str(error))
@@ -129,12 +134,16 @@ class Publisher:
                 "enable.idempotence": True,
                 "message.timeout.ms": int(timeout_s * 1000),
                 "linger.ms": 1,
+                "message.max.bytes": MAX_RECORD_BYTES,
                 # What Java producers, and so Debezium, use: a key has one partition whoever writes it.
                 "partitioner": "murmur2_random",
                 "queue.buffering.max.messages": 1_000_000,
             }
         )
         self._failed: list[str] = []
+        self._admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+        #: Topics that were there when they were first needed.
+        self._known: set[str] = set()
 
     async def publish(self, records: Sequence[KafkaRecord]) -> None:
         """Send ``records`` in order and wait until every one is acknowledged.
@@ -146,6 +155,8 @@ class Publisher:
             await asyncio.to_thread(self._publish, records)
 
     def _publish(self, records: Sequence[KafkaRecord]) -> None:
+        for topic in {record.topic for record in records} - self._known:
+            self._ensure(topic)
         for record in records:
             while True:
                 try:
@@ -161,6 +172,22 @@ class Publisher:
                 f"{waiting} of {len(records)} effects were not acknowledged within {self._timeout_s} s, "
                 f"{len(self._failed)} failed: {self._failed[:3]}"
             )
+
+    def _ensure(self, topic: str) -> None:
+        """Make ``topic`` if it is missing.
+
+        A saga that a service started through its outbox may name a service that is not there (yet). Its commands
+        wait in the topic; without one the batch could not leave, nor any batch after it.
+        """
+        if topic not in self._admin.list_topics(timeout=self._timeout_s).topics:
+            log.warning("the topic is missing; making it", topic=topic)
+            new = NewTopic(topic, -1, -1, config={"max.message.bytes": str(MAX_RECORD_BYTES)})
+            try:
+                self._admin.create_topics([new])[topic].result(self._timeout_s)
+            except KafkaException as error:
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise
+        self._known.add(topic)
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

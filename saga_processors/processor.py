@@ -19,7 +19,7 @@ from saga_processors import codec as codecs
 from saga_processors.codec import KafkaRecord, from_ms
 from saga_processors.definition import InvalidDefinition
 from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
-from saga_processors.partition import PartitionPosition, Record
+from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.saga import TERMINAL, Effect, Input, Saga, SagaStarted, Verdict, advance
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
 from schemas import Codec, UndecodableRecord
@@ -27,6 +27,8 @@ from schemas import Codec, UndecodableRecord
 log = structlog.get_logger()
 
 DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
+#: Characters of a reason that are kept.
+_REASON_LIMIT = 2_000
 
 FOLDED = Counter("fluxora_inputs_total", "Inputs folded", ["type", "outcome"])
 SKIPPED = Counter("fluxora_inputs_redelivered_total", "Inputs that were folded already, skipped")
@@ -41,7 +43,7 @@ class Decoded:
     """A record of the log, understood or not."""
 
     record: Record
-    #: ``None``: poison.
+    #: As far as it is known.
     transaction_id: str | None
     type: str
     #: The Avro record.
@@ -171,6 +173,12 @@ class Processor:
             now = time.monotonic()
             ends = await self._log.ends(list(self._positions))
             for partition, position in self._positions.items():
+                if partition in ends and ends[partition] < position.next_offset:
+                    raise Halted(
+                        f"{INPUT_TOPIC}[{partition}] ends at {ends[partition]}, but inputs up to "
+                        f"{position.next_offset} were folded: the topic was deleted and made again, or the brokers "
+                        "have lost its end. New inputs would be taken for redeliveries."
+                    )
                 if partition not in ends or position.next_offset >= ends[partition]:
                     self._moved_at[partition] = now
                 elif now - self._moved_at[partition] >= stuck_after:
@@ -236,27 +244,28 @@ class Processor:
 
     def _decode(self, record: Record) -> Decoded:
         """Understand a record. What cannot be understood is poison: it is dead-lettered, and the log goes on."""
-        type = "?"
+        type, known_id = "?", None
         try:
             type, body = self._codec.decode(record.value)
             key = (record.key or b"").decode("utf-8", "replace")
             transaction_id = body.get("transaction_id")
             if not isinstance(transaction_id, str) or str(UUID(transaction_id)) != transaction_id:
-                raise UndecodableRecord(f"transaction_id is not a UUID in lower case: {transaction_id!r}")
+                raise UndecodableRecord(f"transaction_id is not a UUID in lower case: {str(transaction_id)[:100]!r}")
             if key != transaction_id:
                 raise UndecodableRecord(f"the key {key[:100]!r} is not the transaction_id {transaction_id}")
+            known_id = transaction_id
             input = codecs.input_from_record(type, body)
             if isinstance(input, SagaStarted):
                 input.definition.check(self._max_steps)
         except (UndecodableRecord, InvalidDefinition, ValueError) as error:
-            return Decoded(record, None, type, None, None, _describe(error))
+            return Decoded(record, known_id, type, None, None, _describe(error))
         return Decoded(record, transaction_id, type, body, input)
 
     def _decide(self, decoded: Decoded, write: BatchWrite) -> list[KafkaRecord]:
         """Fold one input; add to ``write`` what is to be stored, and return what is to leave."""
         record, id = decoded.record, decoded.transaction_id
         at = from_ms(record.timestamp)
-        if id is None or decoded.input is None or decoded.body is None:
+        if id is None or decoded.problem is not None or decoded.input is None or decoded.body is None:
             return [self._poison(decoded, write, decoded.problem or "?")]
         entry = self._cache.pop(id, None)
         if entry is not None and entry.partition != record.partition:
@@ -345,7 +354,7 @@ class Processor:
             JournalRow(
                 record.partition,
                 record.offset,
-                None,
+                decoded.transaction_id,
                 decoded.type,
                 None,
                 "POISON",
@@ -369,8 +378,8 @@ class Processor:
 
 
 def _describe(error: Exception) -> str:
-    """One line for people; without NUL, which PostgreSQL's text cannot hold."""
-    return f"{error.__class__.__name__}: {error}".replace("\0", "\\0")
+    """One line for people; of bounded length, and without NUL, which PostgreSQL's text cannot hold."""
+    return f"{error.__class__.__name__}: {error}".replace("\0", "\\0")[:_REASON_LIMIT]
 
 
 def _dead_letter(record: Record, problem: str) -> KafkaRecord:

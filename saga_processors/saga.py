@@ -139,7 +139,7 @@ class DeadlinePassed:
 Input = SagaStarted | StepReplied | DeadlinePassed
 
 
-# ── Effects: data; performed in one place only (saga_processors.publisher) ─────────────────────────────────────
+# ── Effects: data; performed in one place only (saga_processors.log.Publisher) ─────────────────────────────────────
 
 
 @dataclass(frozen=True, slots=True)
@@ -512,9 +512,8 @@ class _Run:
         self.steps[i] = replace(
             self.steps[i], attempt=attempt, timeout_at=self.at + definition.timeout_ms, retry_at=None
         )
-        final = (
-            operation is Operation.ACTION
-            and definition.kind is not StepKind.RETRIABLE
-            and attempt >= definition.retry.max_attempts
+        must_go_on = definition.kind is StepKind.RETRIABLE or (
+            definition.kind is StepKind.PIVOT and self.steps[i].in_doubt
         )
+        final = operation is Operation.ACTION and not must_go_on and attempt >= definition.retry.max_attempts
         self.effects.append(SendCommand(i, operation, attempt, final))

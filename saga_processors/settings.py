@@ -20,7 +20,7 @@ class ProcessorSettings(BaseSettings):
     #: Name of this process: static group membership, so that a restart within the session timeout keeps its
     #: partitions (KIP-345). Unique among the processors.
     instance: str = "saga-processor-1"
-    #: /health, /ready and /metrics; 0 = none.
+    #: /health, /ready and /metrics; 0 = any free port.
     health_port: Annotated[int, Field(ge=0, le=65535)] = 0
     #: Inputs folded in one database transaction, at most.
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
@@ -28,8 +28,8 @@ class ProcessorSettings(BaseSettings):
     queue_size: Annotated[int, Field(ge=1, le=100_000)] = 4_000
     #: Sagas kept in memory between batches, so that they need not be read again.
     cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
-    #: Steps of a saga that starts through an outbox, at most.
-    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 100
+    #: Steps of a saga, at most. Not below the coordinator's limit: what REST has accepted is never refused here.
+    max_steps: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     #: Seconds until the group gives up on a processor that does not answer.
     session_timeout: Annotated[float, Field(ge=1, le=300)] = 6.0
     #: Seconds between looks for inputs that Faust has skipped.

@@ -343,9 +343,9 @@ def _attention(entry: Entry) -> bool:
 
 
 def _services(entry: Entry) -> str:
-    """An array literal: unnest would flatten an array of arrays. Names hold nothing that needs quoting."""
+    """An array literal within the array: unnest would flatten an array of arrays."""
     assert entry.definition is not None
-    return "{" + ",".join(sorted({step["service_name"] for step in entry.definition["steps"]})) + "}"
+    return text_array(sorted({step["service_name"] for step in entry.definition["steps"]}))
 
 
 def _deadline(entry: Entry) -> datetime | None:

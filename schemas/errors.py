@@ -3,12 +3,15 @@
 ::
 
     FluxoraError
-    ├── InvalidDefinition    the caller's saga breaks a rule (saga_processors.definition)
     ├── WrongShape           the caller's record does not fit its schema
     ├── IncompatibleSchema   a schema would break its readers
     ├── UndecodableRecord    bytes from a topic are not what they should be
     ├── RegistryUnavailable  the schema registry does not answer; nothing was written
-    └── Halted               going on would break a guarantee; the process must end (saga_processors.partition)
+    └── InvalidService       the handlers of a service do not fit together (participant.handlers)
+
+The pure modules import nothing, so theirs stand alone: ``InvalidDefinition`` (a ValueError: the caller's saga breaks a
+rule) and ``Halted`` (going on would break a guarantee; the process must end). Errors of a single package that never
+leave it (connectors, coordinator, fluxora) are defined where they are raised.
 
 A business refusal is a reply, never an exception.
 """

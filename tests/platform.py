@@ -180,14 +180,14 @@ class Platform:
         self.until(lambda: not (self.crash_dir / point).exists(), f"nobody came to {point}", seconds)
 
     @staticmethod
-    def until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
         deadline = time.monotonic() + seconds
         while not _quietly(condition):
             assert time.monotonic() < deadline, f"{what} within {seconds} s"
             time.sleep(0.1)
 
 
-def _quietly(condition: Callable[[], bool]) -> bool:
+def _quietly(condition: Callable[[], object]) -> object:
     try:
         return condition()
     except Exception:

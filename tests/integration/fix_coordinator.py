@@ -22,6 +22,8 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from sqlalchemy import make_url
 
 from coordinator import migrations
+from deploy.stack import Stack
+from schemas import register_all
 
 ROOT = Path(__file__).parents[2]
 
@@ -188,12 +190,9 @@ def new_database() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def coordinator_database() -> Iterator[str]:
-    subprocess.run(
-        [sys.executable, "-c", "import os, schemas; schemas.register_all(os.environ['SCHEMA_REGISTRY_URL'])"],
-        check=True,
-        cwd=ROOT,
-    )
+def coordinator_database(stack: Stack) -> Iterator[str]:
+    """The stack's conftest fixture has put its addresses, and no others, into the environment."""
+    register_all(os.environ["SCHEMA_REGISTRY_URL"])
     admin = AdminClient({"bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"]})
     for made in admin.create_topics([NewTopic("tc-billing.commands", 1, 1)]).values():
         with suppress(Exception):  # it is there already

@@ -1,16 +1,10 @@
-"""Fixtures for tests on the real stack: databases of their own, and what a test asks of Kafka.
-
-The addresses come from the environment; without any, the session's own stack is started.
+"""Fixtures for tests on the real stack: databases of their own, and what a test asks of Kafka."""
 """
 
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -19,11 +13,10 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from connectors import Connect
+from deploy.stack import Stack
 from participant import migrations
 from participant.settings import sqlalchemy_url
-from schemas import Codec
-
-ROOT = Path(__file__).parents[2]
+from schemas import Codec, register_all
 
 
 @dataclass(frozen=True)
@@ -40,23 +33,23 @@ class Addresses:
 
 
 @pytest.fixture(scope="session")
-def addresses(request: pytest.FixtureRequest) -> Addresses:
-    if "KAFKA_BOOTSTRAP_SERVERS" not in os.environ:
-        request.getfixturevalue("stack")  # starts one, and sets the variables
+def addresses(stack: Stack) -> Addresses:
+    """Of the session's own stack, never of one that somebody has exported."""
+    endpoints = stack.endpoints()
     return Addresses(
-        database_url=os.environ["DATABASE_URL"],
-        kafka=os.environ["KAFKA_BOOTSTRAP_SERVERS"],
-        connect=os.environ["CONNECT_URL"],
-        registry=os.environ["SCHEMA_REGISTRY_URL"],
+        database_url=endpoints["DATABASE_URL"],
+        kafka=endpoints["KAFKA_BOOTSTRAP_SERVERS"],
+        connect=endpoints["CONNECT_URL"],
+        registry=endpoints["SCHEMA_REGISTRY_URL"],
     )
 
 
 @pytest.fixture(scope="session")
-def codec(addresses: Addresses) -> Codec:
-    # In a process of its own: the registry client leaves its connections to the garbage collector.
-    program = "import sys, schemas; schemas.register_all(sys.argv[1])"
-    subprocess.run([sys.executable, "-c", program, addresses.registry], check=True, cwd=ROOT)
-    return Codec(addresses.registry)
+def codec(addresses: Addresses) -> Iterator[Codec]:
+    register_all(addresses.registry)
+    codec = Codec(addresses.registry)
+    yield codec
+    codec.close()
 
 
 @pytest.fixture(scope="session")

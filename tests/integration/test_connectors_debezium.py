@@ -115,7 +115,7 @@ def test_a_row_arrives_as_it_was_written_with_cloudevents_headers(
         assert headers["ce_type"] == "test.Happened"
         assert headers["ce_source"] == "tester"
         assert headers["ce_specversion"] == "1.0"
-        assert headers["content_type"] == "application/avro"
+        assert headers["content-type"] == "application/avro"
         assert headers.get("traceparent") == message.traceparent
         assert headers["ce_time"].endswith("Z")
         assert abs(datetime.fromisoformat(headers["ce_time"]).timestamp() - time.time()) < 120

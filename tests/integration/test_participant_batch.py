@@ -38,6 +38,7 @@ def command(
     attempt: int = 1,
     payload: Any = None,
     final: bool = False,
+    must_succeed: bool = False,
 ) -> Command:
     transaction = transaction or uuid.uuid4()
     step = step or name
@@ -50,6 +51,7 @@ def command(
         operation=operation,
         attempt=attempt,
         final=final,
+        must_succeed=must_succeed,
         payload=payload or {},
     )
 
@@ -62,6 +64,7 @@ class Ledger:
         self.codec = codec
         self.dead: list[tuple[str, str]] = []
         self.calls: list[str] = []
+        self.undone_with: list[Any] = []
         self.service = Service("ledger")
         self.service.action("bill")(self.bill)
         self.service.compensation("bill")(self.unbill)
@@ -108,6 +111,7 @@ class Ledger:
         return {"amount": command.payload.get("amount", 1)}
 
     def unbill(self, connection: Connection, command: Command) -> None:
+        self.undone_with.append(command.result)
         self.write(connection, [command], -1)
 
     def bill_many(self, connection: Connection, commands: list[Command]) -> list[dict[str, int] | Refused]:
@@ -228,6 +232,13 @@ def test_a_compensation_undoes_an_action_that_ran_once(ledger: Ledger) -> None:
     assert ledger.outcomes(bill.transaction_id) == ["DONE", "DONE", "DONE"]
 
 
+def test_a_compensation_gets_the_result_even_if_the_machine_never_had_it(ledger: Ledger) -> None:
+    """The reply came too late for the machine: its command carries no result, but the barrier has it."""
+    bill = command(payload={"amount": 7})
+    ledger.batch.handle([bill, command(COMPENSATION, transaction=bill.transaction_id)])
+    assert ledger.undone_with == [{"amount": 7}]
+
+
 @pytest.mark.parametrize("together", [True, False])
 def test_an_action_after_its_compensation_is_refused(ledger: Ledger, together: bool) -> None:
     bill = command()
@@ -246,6 +257,16 @@ def test_the_compensation_of_a_refused_action_has_nothing_to_undo(ledger: Ledger
     ledger.batch.handle([command(COMPENSATION, transaction=bill.transaction_id)])
     assert ledger.effects(bill.transaction_id) == []
     assert ledger.outcomes(bill.transaction_id) == ["REFUSED", "DONE"]
+
+
+@pytest.mark.parametrize("must_succeed", [False, True])
+def test_a_refusal_is_remembered_unless_the_step_must_succeed(ledger: Ledger, must_succeed: bool) -> None:
+    first = command(payload={"do": "refuse"}, must_succeed=must_succeed)
+    again = command(transaction=first.transaction_id, attempt=2, must_succeed=must_succeed)
+    ledger.batch.handle([first])
+    ledger.batch.handle([again])
+    assert ledger.outcomes(first.transaction_id) == ["REFUSED", "DONE" if must_succeed else "REFUSED"]
+    assert ledger.effects(first.transaction_id) == ([1] if must_succeed else [])
 
 
 def test_an_action_without_compensation_is_compensated_by_saying_so(ledger: Ledger) -> None:

@@ -297,3 +297,47 @@ def test_a_transaction_cannot_be_folded_from_two_partitions(platform: Platform, 
     sent = run(platform, database, lambda processor, sent: processor.handle([wrong]))
     assert [record.topic for record in sent.records] == ["fluxora.transactions.dlq"]
     assert rows(database, "SELECT state FROM transactions") == [("EXECUTING",)]
+
+
+def test_a_log_that_is_shorter_than_what_was_folded_is_refused(platform: Platform, database: str) -> None:
+    async def refused(processor: Processor, sent: Sent) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("INSERT INTO partitions VALUES (3, %s, %s, %s)", (TOPIC_ID, 10**9, 10**9))
+        await processor.adopt([3])
+        with pytest.raises(Halted, match="ends at"):
+            await processor.catch_up(stuck_after=0)
+
+    run(platform, database, refused)
+
+
+def test_inputs_that_retention_has_passed_are_an_alarm_not_a_skip(platform: Platform, database: str) -> None:
+    async def refused(processor: Processor, sent: Sent) -> None:
+        with pytest.raises((Halted, TimeoutError)):
+            await processor._log.read(3, 10**9, 10**9 + 1)
+
+    run(platform, database, refused)
+
+
+def test_a_dead_letter_that_was_not_published_is_published_from_the_log(platform: Platform, database: str) -> None:
+    producer = Producer({"bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"]})
+    offsets: list[int] = []
+    producer.produce(
+        "fluxora.transactions",
+        b"poison",
+        b"k",
+        partition=5,
+        on_delivery=lambda error, message: offsets.append(message.offset() or 0),
+    )
+    assert producer.flush(30) == 0
+    [offset] = offsets
+
+    async def decide_and_die(processor: Processor, sent: Sent) -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("INSERT INTO partitions VALUES (5, %s, %s, %s)", (TOPIC_ID, offset, offset))
+        sent.fails = True
+        with pytest.raises(ConnectionError):
+            await processor.handle([Record(5, offset, 0, b"k", b"poison")])
+        sent.fails = False
+
+    sent = run(platform, database, decide_and_die, lambda processor, sent: processor.adopt([5]))
+    assert [(record.topic, record.value) for record in sent.records] == [("fluxora.transactions.dlq", b"poison")]
