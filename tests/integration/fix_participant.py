@@ -1,5 +1,4 @@
 """Fixtures for tests on the real stack: databases of their own, and what a test asks of Kafka."""
-"""
 
 import time
 import uuid
