@@ -342,7 +342,13 @@ class _Walk:
             return
         handler = self._handlers.find(command)
         if handler is None:
-            self.replies.append((command, self._handlers.unknown(command)))
+            unknown = self._handlers.unknown(command)
+            if unknown.outcome is Outcome.REFUSED:
+                # Remembered: in a rolling deployment another version may know the command, and must not run a
+                # later attempt of what the machine takes for refused.
+                self._finish(command, unknown)
+            else:
+                self.replies.append((command, unknown))
             return
         if handler.batch:
             grouped.setdefault(handler, []).append(command)

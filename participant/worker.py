@@ -215,7 +215,7 @@ class Worker:
             error = message.error()
             if error is None:
                 good.append(message)
-            elif error.fatal():
+            elif error.fatal() or error.code() in _NO_WAY_BACK:
                 raise KafkaFailure(error)
             else:
                 # The topic is not there yet, or all brokers are away: librdkafka goes on trying.
@@ -269,6 +269,11 @@ class Worker:
         if self._settings.instance:
             settings["group.instance.id"] = f"{self._service}-{self._settings.instance}"
         return settings
+
+
+#: After these librdkafka never consumes again, though the binding does not call them fatal: a broker that was away
+#: for longer than the session timeout fences the static member that comes back. The process must start anew.
+_NO_WAY_BACK = (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 
 def _header(message: Message, name: str) -> str | None:

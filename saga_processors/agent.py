@@ -150,7 +150,7 @@ class SagaWorker:
             # may just be busy with other partitions.
             idle = self._delivered == delivered and self._queue.empty()
             delivered = self._delivered
-            await processor.catch_up(stuck_after=0.0 if idle else self._settings.stuck_after)
+            await processor.catch_up(owned, stuck_after=0.0 if idle else self._settings.stuck_after)
             self._ready = bool(owned) or self._ready
             await asyncio.sleep(self._settings.catch_up_interval if self._ready else 0.1)
 

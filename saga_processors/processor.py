@@ -20,13 +20,15 @@ from saga_processors.codec import KafkaRecord, from_ms
 from saga_processors.definition import InvalidDefinition
 from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
 from saga_processors.partition import Halted, PartitionPosition, Record
-from saga_processors.saga import TERMINAL, Effect, Input, Saga, SagaStarted, Verdict, advance
+from saga_processors.saga import TERMINAL, DeadlinePassed, Effect, Input, Saga, SagaStarted, Verdict, advance
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
 from schemas import Codec, UndecodableRecord
 
 log = structlog.get_logger()
 
 DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
+#: How far the clock's time may be ahead of the log's, ms.
+_CLOCK_SKEW_MS = 24 * 3600 * 1000
 #: Characters of a reason that are kept.
 _REASON_LIMIT = 2_000
 
@@ -161,7 +163,7 @@ class Processor:
                 reached[partition] = record.offset + 1
             await self._fold_all(new)
 
-    async def catch_up(self, *, stuck_after: float) -> None:
+    async def catch_up(self, owned: Iterable[int], *, stuck_after: float) -> None:
         """Fold what stands in the log of a partition that has not moved for ``stuck_after`` seconds.
 
         Without it an input that Faust has skipped would wait until another one follows in its partition. While
@@ -171,8 +173,9 @@ class Processor:
             if not self._positions:
                 return
             now = time.monotonic()
-            ends = await self._log.ends(list(self._positions))
-            for partition, position in self._positions.items():
+            positions = {partition: self._positions[partition] for partition in owned if partition in self._positions}
+            ends = await self._log.ends(list(positions))
+            for partition, position in positions.items():
                 if partition in ends and ends[partition] < position.next_offset:
                     raise Halted(
                         f"{INPUT_TOPIC}[{partition}] ends at {ends[partition]}, but inputs up to "
@@ -224,8 +227,8 @@ class Processor:
         unknown = [id for id in wanted if id not in self._cache]
         BATCH.observe(len(records))
         with BATCH_SECONDS.labels("begin").time():
-            for id, entry in (await self._store.begin(moves, unknown)).items():
-                self._cache[id] = entry
+            loaded = await self._store.begin(moves, unknown)
+            self._cache.update(loaded)
         with BATCH_SECONDS.labels("decide").time():
             write = BatchWrite(moves=moves)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
@@ -241,6 +244,10 @@ class Processor:
             self._moved_at[position.partition] = time.monotonic()
             position.next_offset = position.published_through = next_offset
         self._tidy_cache(write)
+        for id, entry in loaded.items():
+            if entry.partition not in moves:
+                # A misrouted input named it. Its own partition may be another process's: what we know of it ages.
+                self._cache.pop(id, None)
 
     def _decode(self, record: Record) -> Decoded:
         """Understand a record. What cannot be understood is poison: it is dead-lettered, and the log goes on."""
@@ -257,7 +264,9 @@ class Processor:
             input = codecs.input_from_record(type, body)
             if isinstance(input, SagaStarted):
                 input.definition.check(self._max_steps)
-        except (UndecodableRecord, InvalidDefinition, ValueError) as error:
+            if isinstance(input, DeadlinePassed) and input.due_at > record.timestamp + _CLOCK_SKEW_MS:
+                raise UndecodableRecord(f"due_at {input.due_at} lies in the log's future: no clock is that wrong")
+        except (UndecodableRecord, InvalidDefinition, ValueError, KeyError, TypeError) as error:
             return Decoded(record, known_id, type, None, None, _describe(error))
         return Decoded(record, transaction_id, type, body, input)
 

@@ -148,3 +148,19 @@ def test_a_saga_for_a_service_that_is_not_there_holds_up_nobody_else(platform: P
     )
     assert outcome == "POISON"
     assert "at least one step" in reason
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_broker_that_was_away_leaves_no_service_deaf(platform: Platform, how: signal.Signals) -> None:
+    """Away for longer than the session timeout: members are fenced when they come back, idle ones too."""
+    platform.wait(platform.start(steps({}, {}, {})))
+    if how is signal.SIGKILL:
+        for _ in range(2):
+            platform.restarted("kafka", platform.kill("kafka"))
+            time.sleep(4)
+    else:
+        frozen = platform.kill("kafka", signal.SIGSTOP)
+        time.sleep(14)
+        os.kill(frozen, signal.SIGCONT)
+    expected = start_sagas(platform, 10)
+    platform.check_whole_or_undone(expected, platform.wait_all(expected, 120))

@@ -264,6 +264,11 @@ def test_poison_is_dead_lettered_with_connects_headers_and_the_log_goes_on(platf
             "payload": "{}",
         },
     )
+    in_the_year_9999 = platform.codec.encode(
+        "fluxora.DeadlinePassed", {"transaction_id": id, "due_at": 253402300799000}
+    )
+    no_json = started(uuid.UUID(id), "guarded", [Step("alpha", {})])
+    no_json["steps"][0]["payload"] = "{"
     assert good.value is not None
     poison = [
         Record(0, 0, 0, id.encode(), None),
@@ -276,6 +281,8 @@ def test_poison_is_dead_lettered_with_connects_headers_and_the_log_goes_on(platf
         Record(0, 7, 0, b"another key", good.value),
         Record(0, 8, 0, id.encode(), no_steps),
         Record(0, 9, 0, id.encode(), command),
+        Record(0, 10, 0, id.encode(), in_the_year_9999),
+        Record(0, 11, 0, id.encode(), platform.codec.encode("fluxora.SagaStarted", no_json)),
     ]
     last = saga_started(platform, len(poison), id)
     sent = run(platform, database, lambda processor, sent: processor.handle([*poison, last]))
@@ -305,7 +312,7 @@ def test_a_log_that_is_shorter_than_what_was_folded_is_refused(platform: Platfor
             connection.execute("INSERT INTO partitions VALUES (3, %s, %s, %s)", (TOPIC_ID, 10**9, 10**9))
         await processor.adopt([3])
         with pytest.raises(Halted, match="ends at"):
-            await processor.catch_up(stuck_after=0)
+            await processor.catch_up([3], stuck_after=0)
 
     run(platform, database, refused)
 
