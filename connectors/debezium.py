@@ -28,7 +28,7 @@ def connector_name(database: str) -> str:
 
 
 def heartbeat_topic(connector: str) -> str:
-    """Return the topic of a connector's heartbeats. Without it the connector waits for it, and sends nothing."""
+    """Return the topic of a connector's heartbeats."""
     return f"__debezium-heartbeat.{connector}"
 
 

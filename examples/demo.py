@@ -16,6 +16,7 @@ import typer
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from deploy.stack import Stack, StackError
@@ -42,10 +43,6 @@ ROWS = {
 }
 
 
-class Wrong(Exception):
-    """Something is not as it must be."""
-
-
 @dataclass(frozen=True)
 class Case:
     customer: str
@@ -65,13 +62,13 @@ def main(
     stack = Stack(run_dir, port_base, services=[SERVICES], report=lambda line: console.print(f"  {line}", style="dim"))
     stack.clean()
     console.rule("Starting PostgreSQL, Kafka, Connect with Debezium, the schema registry, and Fluxora")
-    wrong: list[str] = []
+    wrong = ["it was broken off"]
     try:
         endpoints = stack.up()
         console.print(f"Everything is ready after {time.monotonic() - began:.0f} s.\n")
         wrong = show(endpoints)
     except StackError as error:
-        console.print(f"[red]The stack did not start:[/] {error}")
+        console.print(f"[red]The stack did not start:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     finally:
         if keep and not wrong:
@@ -79,7 +76,7 @@ def main(
         else:
             stack.clean()
     for line in wrong:
-        console.print(f"[red]WRONG:[/] {line}")
+        console.print(f"[red]WRONG:[/] {escape(line)}")
     console.rule("FAILED" if wrong else f"All as it must be, in {time.monotonic() - began:.0f} s")
     raise typer.Exit(1 if wrong else 0)
 
@@ -126,7 +123,7 @@ def show_saga(case: Case, saga: dict[str, Any]) -> None:
     for step in saga["steps"]:
         told = step.get("result") if step["state"] == "EXECUTED" else step.get("reason")
         table.add_row(
-            step["id"], step["service_name"], step["state"], str(step["attempt"]), _took(step), str(told or "")
+            step["id"], step["service_name"], step["state"], str(step["attempt"]), _took(step), escape(str(told or ""))
         )
     console.print(table)
 

@@ -9,6 +9,7 @@ from typing import Annotated, NoReturn, TypeVar
 import stamina
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from fluxora import init as setup
@@ -85,7 +86,7 @@ def service_list(as_json: Json = False) -> None:
 def saga_list(
     name: Annotated[str | None, typer.Option(help="Only sagas of this name.")] = None,
     state: Annotated[str | None, typer.Option(help="Only sagas in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="At most so many.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
     as_json: Json = False,
 ) -> None:
     """List sagas, the newest first. Reads COORDINATOR_URL."""
@@ -145,7 +146,7 @@ def _try(call: Callable[[], _T]) -> _T:
 
 
 def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {message}", highlight=False, markup=True, soft_wrap=True)
+    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
     raise typer.Exit(FAILED)
 
 

@@ -1,7 +1,5 @@
 """Bringing the platform, or a service, into an existing PostgreSQL, Kafka and Connect. All of it is idempotent."""
 
-import importlib
-import importlib.util
 import re
 import time
 from collections.abc import Callable
@@ -16,6 +14,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
+import coordinator.migrations
 from connectors import Connect, ConnectUnavailable, configuration, connector_name, ensure_slot
 from connectors.debezium import PREFIX
 from fluxora.settings import CliSettings
@@ -72,12 +71,11 @@ def initialise(settings: CliSettings, *, create_database: bool = False) -> Repor
     deadline = time.monotonic() + settings.wait_s
 
     _database(url, create_database, deadline, report)
-    if importlib.util.find_spec("coordinator") and importlib.util.find_spec("coordinator.migrations"):
-        importlib.import_module("coordinator.migrations").upgrade(url)
-        report.unchanged.append("the coordinator's tables")
+    coordinator.migrations.upgrade(url)
+    report.done.append("the coordinator's tables are current")
     _topics(bootstrap, (*PLATFORM, *_heartbeat(url)), settings, deadline, report)
     ids = _patiently("the schema registry", deadline, (RegistryUnavailable,), lambda: register_all(registry))
-    report.unchanged.append(f"{len(ids)} schemas")
+    report.done.append(f"{len(ids)} schemas are registered")
     _connector(connect_url, url, settings, deadline, report)
     return report
 

@@ -88,7 +88,7 @@ def publish(
 
     Args:
         event: a mapping or dataclass, encoded by the schema ``type``; or bytes, sent as they are.
-        topic: Kafka topic; it must exist, or the connector waits for it.
+        topic: Kafka topic; one that does not exist is made by the connector, with the broker's defaults.
         key: Kafka key. Events of one key arrive in the order of their commits.
         source: ``ce_source``; by default the ``FLUXORA_SERVICE`` of the environment, or ``fluxora``.
         id: give the same one to publish the same event again; a UUIDv7 by default.
