@@ -65,7 +65,11 @@ def resolve(part: str, root: Path) -> None:
         raise ResolutionFailed(f"mvn could not fetch {part}:\n" + "\n".join(lines or done.stdout.splitlines()[-5:]))
     for archive in fresh.glob("*.tar.gz"):
         with tarfile.open(archive) as tar:
-            tar.extractall(fresh, filter="data")
+            # The filter came with Python 3.11.4; Debian 12 has 3.11.2. The archive's checksum is Maven's to check.
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(fresh, filter="data")
+            else:
+                tar.extractall(fresh)
         archive.unlink()
     if not any(fresh.rglob("*.jar")):
         raise ResolutionFailed(f"mvn reported success for {part}, but there is no jar in {fresh}")

@@ -47,16 +47,25 @@ def make_plan(
     settings: StackSettings, environment: Mapping[str, str], services: Sequence[Path] = (), only: Only = "all"
 ) -> Plan:
     """Decide what runs. Pure but for reading the service files. Raises `PlanError`."""
+    # What `. .run/endpoints.env` has exported are our own addresses: that shell means our own stack by them.
+    ours = {
+        "postgres": postgres_url(settings.postgres_port),
+        "kafka": f"127.0.0.1:{settings.kafka_port}",
+        "registry": registry.local_url(settings),
+        "connect": connect.local_url(settings),
+    }
     external = {
-        part: environment[variable] for part, variable in EXTERNAL.items() if environment.get(variable, "").strip()
+        part: environment[variable]
+        for part, variable in EXTERNAL.items()
+        if environment.get(variable, "").strip() not in ("", ours[part])
     }
     endpoints = {
         "COORDINATOR_URL": f"http://127.0.0.1:{settings.coordinator_port}",
         "OUTBOX_URL": f"http://127.0.0.1:{settings.outbox_port}",
-        "KAFKA_BOOTSTRAP_SERVERS": external.get("kafka", f"127.0.0.1:{settings.kafka_port}"),
-        "CONNECT_URL": external.get("connect", connect.local_url(settings)),
-        "SCHEMA_REGISTRY_URL": external.get("registry", registry.local_url(settings)),
-        "DATABASE_URL": external.get("postgres", postgres_url(settings.postgres_port)),
+        "KAFKA_BOOTSTRAP_SERVERS": external.get("kafka", ours["kafka"]),
+        "CONNECT_URL": external.get("connect", ours["connect"]),
+        "SCHEMA_REGISTRY_URL": external.get("registry", ours["registry"]),
+        "DATABASE_URL": external.get("postgres", ours["postgres"]),
     }
 
     def own(*names: str) -> tuple[str, ...]:

@@ -187,10 +187,14 @@ def show_topics(endpoints: dict[str, str]) -> list[str]:
         "Look into one with kcat (apt-get install kcat), while the stack is up (make up, or make demo ARGS=--keep):"
     )
     console.print(
-        f"  kcat -b {endpoints['KAFKA_BOOTSTRAP_SERVERS']} -C -e -t fluxora.transactions.events -s value=avro "
-        f"-r {endpoints['SCHEMA_REGISTRY_URL']}\n",
+        f"  kcat -b {endpoints['KAFKA_BOOTSTRAP_SERVERS']} -C -e -t fluxora.transactions.events -f '%k %h\\n'",
         style="bold",
         soft_wrap=True,
+        markup=False,
+    )
+    console.print("The values are Avro; a kcat that was built with it (Debian's is not) shows them too, with:")
+    console.print(
+        f"  -s value=avro -r {endpoints['SCHEMA_REGISTRY_URL']}\n", style="bold", soft_wrap=True, markup=False
     )
     return [f"{name} holds {count} dead letters" for name, count in counts.items() if name.endswith(".dlq") and count]
 

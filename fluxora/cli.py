@@ -10,7 +10,7 @@ import stamina
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from fluxora import init as setup
 from fluxora.sagas import SagaClientError, list_sagas, show_saga
@@ -20,7 +20,7 @@ from fluxora.settings import CliSettings
 FAILED = 1
 
 app = typer.Typer(
-    help="Fluxora Transactions: sagas and two-phase commit over PostgreSQL and Kafka.",
+    help="Fluxora Transactions: sagas over PostgreSQL and Kafka.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
@@ -94,10 +94,12 @@ def saga_list(
     if as_json:
         typer.echo(json.dumps(found))
         return
-    table = Table("saga", "name", "state", "updated")
+    # The id stands whole, to be copied into `saga show`, however narrow the terminal is.
+    table = Table(Column("saga", no_wrap=True, min_width=36), "name", "state", "updated")
     for saga in found:
+        updated = str(saga.get("updated_at"))[:19].replace("T", " ")
         table.add_row(
-            str(saga.get("saga_id")), str(saga.get("name")), str(saga.get("state")), str(saga.get("updated_at"))
+            *(escape(str(value)) for value in (saga.get("saga_id"), saga.get("name"), saga.get("state"), updated))
         )
     _out.print(table)
 
@@ -113,16 +115,14 @@ def saga_show(
         typer.echo(json.dumps(saga))
         return
     _out.print(f"[bold]{saga.get('name')}[/bold] {saga.get('saga_id')}: {saga.get('state')}")
-    table = Table("step", "service", "state", "result")
+    table = Table("step", "service", "state", "attempt", "result or reason")
     for step in saga.get("steps", []):
-        result = step.get("result")
-        table.add_row(
-            str(step.get("name") or step.get("id")),
-            str(step.get("service_name")),
-            str(step.get("state")),
-            "" if result is None else json.dumps(result),
-        )
+        told = step.get("reason") or ("" if step.get("result") is None else json.dumps(step["result"]))
+        cells = (step.get("id"), step.get("service_name"), step.get("state"), step.get("attempt"), told)
+        table.add_row(*(escape(str(cell)) for cell in cells))
     _out.print(table)
+    if saga.get("reason"):
+        _out.print(f"Why it could not complete: {escape(str(saga['reason']))}")
 
 
 def main() -> None:

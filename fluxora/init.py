@@ -216,7 +216,7 @@ def _admin(bootstrap: str) -> AdminClient:
 def _parsed(url: str) -> URL:
     try:
         target = make_url(url)
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, ValueError) as error:
         raise SetupFailed(f"{url!r} is no database URL: postgresql://user@host:port/name") from error
     if not target.drivername.startswith("postgres") or not target.host or not target.database:
         raise SetupFailed(f"{target.render_as_string()} must be postgresql://user@host:port/name")

@@ -68,7 +68,8 @@ class SagaWorker:
             # It would listen on all interfaces.
             web_enabled=False,
             store="memory://",
-            datadir=tempfile.mkdtemp(prefix="fluxora-faust-"),
+            # Nothing is kept there, but Faust wants a directory of its own.
+            datadir=os.path.join(tempfile.gettempdir(), "fluxora-faust"),
             table_standby_replicas=0,
             worker_redirect_stdouts=False,
         )

@@ -14,6 +14,8 @@ def test_the_demo_shows_transactions_and_leaves_nothing(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "examples.demo", "--run-dir", str(run_dir), "--port-base", port_base],
         cwd=ROOT,
+        # Wide enough that no cell of a table is wrapped.
+        env={**os.environ, "COLUMNS": "150"},
         capture_output=True,
         text=True,
         timeout=280,
