@@ -72,10 +72,10 @@ def initialise(settings: CliSettings, *, create_database: bool = False) -> Repor
 
     _database(url, create_database, deadline, report)
     coordinator.migrations.upgrade(url)
-    report.done.append("the coordinator's tables are current")
+    report.unchanged.append("the coordinator's tables")
     _topics(bootstrap, (*PLATFORM, *_heartbeat(url)), settings, deadline, report)
     ids = _patiently("the schema registry", deadline, (RegistryUnavailable,), lambda: register_all(registry))
-    report.done.append(f"{len(ids)} schemas are registered")
+    report.unchanged.append(f"{len(ids)} schemas")
     _connector(connect_url, url, settings, deadline, report)
     return report
 

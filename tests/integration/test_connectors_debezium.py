@@ -18,7 +18,7 @@ from connectors import Connect, configuration, connector_name, ensure_slot
 from connectors.slots import slot_state
 from connectors.watcher import Watcher, WatcherSettings
 from fluxora.topics import Topic as Wanted
-from fluxora.topics import ensure_topics, heartbeat_topics
+from fluxora.topics import ensure_topics, heartbeat_topics, partitions_by_topic
 from participant import migrations, outbox
 from participant.settings import sqlalchemy_url
 from tests.integration.fix_participant import (
@@ -252,13 +252,18 @@ def test_the_watcher_restarts_a_failed_connector_and_restores_a_vanished_one(
 
 
 def test_a_row_for_a_missing_topic_makes_it_and_holds_up_nothing(
-    service: Service, new_name: Callable[[str], str], topic: Callable[[str], Topic]
+    service: Service, addresses: Addresses, new_name: Callable[[str], str], topic: Callable[[str], Topic]
 ) -> None:
     service.register()
     missing = new_name("missing")
     sent = service.publish(missing, 3)
+    admin = AdminClient({"bootstrap.servers": addresses.kafka})
+    deadline = time.monotonic() + 60
+    while missing not in partitions_by_topic(admin):
+        assert time.monotonic() < deadline, "Connect did not make the topic"
+        time.sleep(0.2)
     found = topic(missing).read(lambda messages: len(messages) >= 3)
-    assert [message.value() for message in found] == [message.payload for message in sent]
+    assert {message.value() for message in found} == {message.payload for message in sent}
 
 
 def test_a_database_that_is_closed_for_a_while_is_waited_for(
