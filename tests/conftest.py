@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from deploy.stack import Stack
+from participant import outbox
 from tests.platform import Platform
 
 LEDGER = Path(__file__).parent / "services" / "ledger.toml"
@@ -33,6 +34,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         for key, value in stack.endpoints().items():
             os.environ[key] = value
         yield stack
+    if outbox.default_codec.cache_info().currsize:
+        outbox.default_codec().close()
 
 
 @pytest.fixture(scope="session")
