@@ -88,10 +88,6 @@ class InvalidResult(TypeError):
     """A handler returned something that cannot be its answer."""
 
 
-#: What a handler may return.
-Returned = Mapping[str, Any] | Refused | None
-
-
 def reply_from(command: Command, returned: object) -> Reply:
     """Turn what a handler returned into its reply.
 

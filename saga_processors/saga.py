@@ -410,13 +410,11 @@ class _Run:
             self.give_up(f"{self.definition.steps[i].name}: {reason}")
 
     def attempt_failed(self, i: int, reason: str, outcome: Outcome) -> None:
-        step, kind = self.steps[i], self.definition.steps[i].kind
+        step = self.steps[i]
         if outcome is Outcome.UNKNOWN and not step.in_doubt:
             self.steps[i] = step = replace(step, in_doubt=True)
-        # Past the point of no return there is no way but forward; a pivot in doubt may already be past it.
-        must_go_on = kind is StepKind.RETRIABLE or (kind is StepKind.PIVOT and step.in_doubt)
         attempts_left = step.attempt < self.definition.steps[i].retry.max_attempts
-        if must_go_on or (attempts_left and self.state is SagaState.EXECUTING):
+        if self.must_go_on(i) or (attempts_left and self.state is SagaState.EXECUTING):
             self.try_again(i, reason)
         else:
             self.not_executed(i, reason)
@@ -441,6 +439,11 @@ class _Run:
             self.publish(EventType.SAGA_NEEDS_ATTENTION, i, reason)
 
     # What follows from it
+
+    def must_go_on(self, i: int) -> bool:
+        """Whether there is no way but forward for a step; a pivot in doubt may be past the point of no return."""
+        kind = self.definition.steps[i].kind
+        return kind is StepKind.RETRIABLE or (kind is StepKind.PIVOT and self.steps[i].in_doubt)
 
     def can_turn_back(self) -> bool:
         """Whether nothing has run, or may have run, that cannot be undone."""
@@ -512,8 +515,5 @@ class _Run:
         self.steps[i] = replace(
             self.steps[i], attempt=attempt, timeout_at=self.at + definition.timeout_ms, retry_at=None
         )
-        must_go_on = definition.kind is StepKind.RETRIABLE or (
-            definition.kind is StepKind.PIVOT and self.steps[i].in_doubt
-        )
-        final = operation is Operation.ACTION and not must_go_on and attempt >= definition.retry.max_attempts
+        final = operation is Operation.ACTION and not self.must_go_on(i) and attempt >= definition.retry.max_attempts
         self.effects.append(SendCommand(i, operation, attempt, final))
