@@ -18,8 +18,9 @@ from coordinator.models import SagaRequest
 from coordinator.problems import Malformed, TooLarge, from_validation
 from coordinator.settings import Settings
 from participant import sagas
-from saga_processors.codec import definition_from_record, definition_to_json
+from saga_processors.codec import definition_to_json
 from saga_processors.definition import InvalidDefinition
+from saga_processors.saga_codec import definition_from_record
 from schemas import Codec, RegistryUnavailable, WrongShape
 
 KEY_LIMIT = 255

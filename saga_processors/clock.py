@@ -15,8 +15,8 @@ from confluent_kafka import KafkaError, Message, Producer
 from prometheus_client import Counter
 
 from participant.health import HealthServer
-from saga_processors.codec import to_ms
 from saga_processors.log import INPUT_TOPIC
+from saga_processors.records import to_ms
 from saga_processors.settings import ProcessorSettings
 from schemas import Codec
 

@@ -8,8 +8,8 @@ import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
 
-from saga_processors.codec import KafkaRecord
 from saga_processors.partition import Halted, Record
+from saga_processors.records import KafkaRecord
 
 INPUT_TOPIC = "fluxora.transactions"
 _READ_TIMEOUT_S = 30.0

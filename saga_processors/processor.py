@@ -16,11 +16,13 @@ from prometheus_client import Counter, Histogram
 
 from participant.crashpoint import crash_at
 from saga_processors import codec as codecs
-from saga_processors.codec import KafkaRecord, from_ms
 from saga_processors.definition import InvalidDefinition
 from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
+from saga_processors.machine import DeadlinePassed, Verdict
+from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
-from saga_processors.saga import TERMINAL, DeadlinePassed, Effect, Input, Saga, SagaStarted, Verdict, advance
+from saga_processors.records import KafkaRecord, from_ms, to_ms
+from saga_processors.saga import SagaStarted
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
 from schemas import Codec, UndecodableRecord
 
@@ -121,12 +123,14 @@ class Processor:
         """Publish again from the journal what may not have left. A crash in here: the next one does it again."""
         records: list[KafkaRecord] = []
         for row in await self._store.unpublished(position):
-            if row.saga is not None and row.transaction_id is not None:
-                at = codecs.to_ms(row.at)
+            if row.machine is not None and row.transaction_id is not None:
+                at = to_ms(row.at)
                 for stored in row.effects:
                     if "dead_letter" not in stored:
-                        effect = codecs.effect_from_json(stored)
-                        records.append(codecs.effect_to_record(self._codec, row.transaction_id, row.saga, effect, at))
+                        effect = codecs.effect_from_json(row.machine, stored)
+                        records.append(
+                            codecs.effect_to_record(self._codec, row.transaction_id, row.machine, effect, at)
+                        )
             for stored in row.effects:
                 if "dead_letter" in stored:
                     [record] = await self._log.read(position.partition, row.offset, row.offset + 1)
@@ -287,7 +291,7 @@ class Processor:
             outcome, reason = "PARKED", "an earlier input of this transaction is parked"
         else:
             try:
-                decision = advance(None if entry is None else entry.saga, decoded.input, record.timestamp)
+                decision = advance(None if entry is None else entry.machine, decoded.input, record.timestamp)
             except Exception as error:
                 # A bug in the machine. This transaction waits for it to be mended; the others go on.
                 log.error("parked", transaction=id, offset=record.offset, error=traceback.format_exc())
@@ -295,9 +299,9 @@ class Processor:
                 entry = self._park(decoded, write, entry)
             else:
                 outcome, reason, effects = decision.verdict, decision.reason, decision.effects
-                if decision.saga is not None:
-                    state = decision.saga.state
-                    entry = self._changed(decoded, write, entry, decision.saga, decision.verdict is Verdict.APPLIED)
+                if decision.machine is not None:
+                    state = decision.machine.state
+                    entry = self._changed(decoded, write, entry, decision.machine, decision.verdict is Verdict.APPLIED)
         if entry is not None:
             self._cache[id] = entry
         write.journal.append(
@@ -317,17 +321,24 @@ class Processor:
         FOLDED.labels(decoded.type, outcome).inc()
         if not effects:
             return []
-        assert entry is not None and entry.saga is not None
-        return [codecs.effect_to_record(self._codec, id, entry.saga, e, record.timestamp) for e in effects]
+        assert entry is not None and entry.machine is not None
+        return [codecs.effect_to_record(self._codec, id, entry.machine, e, record.timestamp) for e in effects]
 
-    def _changed(self, decoded: Decoded, write: BatchWrite, entry: Entry | None, saga: Saga, applied: bool) -> Entry:
+    def _changed(
+        self, decoded: Decoded, write: BatchWrite, entry: Entry | None, machine: Machine, applied: bool
+    ) -> Entry:
         id = decoded.transaction_id
         assert id is not None and decoded.body is not None
         if entry is None:
-            entry = Entry(decoded.record.partition, saga, definition=codecs.definition_to_json(decoded.body))
+            entry = Entry(
+                decoded.record.partition,
+                machine,
+                definition=codecs.definition_to_json(decoded.body),
+                kind=codecs.KINDS[decoded.type],
+            )
             write.created[id] = entry
             return entry
-        entry.saga = saga
+        entry.machine = machine
         if decoded.type == "fluxora.DeadlinePassed":
             write.rearmed.add(id)
         elif not applied:
@@ -379,8 +390,8 @@ class Processor:
         for entry in write.created.values():
             entry.definition = None
         for id in [*write.created, *write.changed]:
-            saga = self._cache[id].saga
-            if saga is not None and saga.state in TERMINAL:
+            machine = self._cache[id].machine
+            if machine is not None and machine.ended:
                 del self._cache[id]
         while len(self._cache) > self._cache_size:
             del self._cache[next(iter(self._cache))]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from saga_processors.definition import SagaDefinition, StepKind
+from saga_processors.machine import DeadlinePassed, Decision, Verdict
 
 
 class SagaState(StrEnum):
@@ -130,12 +131,6 @@ class StepReplied:
     reason: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DeadlinePassed:
-    #: The deadline that passed, ms.
-    due_at: int
-
-
 Input = SagaStarted | StepReplied | DeadlinePassed
 
 
@@ -216,6 +211,11 @@ class Saga:
     events: int = 0
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing can happen to it any more."""
+        return self.state in TERMINAL
+
+    @property
     def next_deadline(self) -> int | None:
         """The earliest of its timers, ms; ``None`` when it waits for nothing but answers, or has ended."""
         timers = [t for step in self.steps for t in (step.timeout_at, step.retry_at) if t is not None]
@@ -224,25 +224,10 @@ class Saga:
         return min(timers, default=None)
 
 
-class Verdict(StrEnum):
-    #: The saga changed.
-    APPLIED = "APPLIED"
-    #: A duplicate, or too late to matter.
-    IGNORED = "IGNORED"
-    #: Illegal; the reason says why.
-    REJECTED = "REJECTED"
+SagaDecision = Decision["Saga", "Effect"]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    #: ``None`` when there is no such saga.
-    saga: Saga | None
-    effects: tuple[Effect, ...]
-    verdict: Verdict
-    reason: str | None = None
-
-
-def advance(saga: Saga | None, event: Input, at: int) -> Decision:
+def advance(saga: Saga | None, event: Input, at: int) -> SagaDecision:
     """Fold one input.
 
     Args:
@@ -271,7 +256,7 @@ def advance(saga: Saga | None, event: Input, at: int) -> Decision:
     return run.decision()
 
 
-def _begin(definition: SagaDefinition, at: int) -> Decision:
+def _begin(definition: SagaDefinition, at: int) -> SagaDecision:
     saga = Saga(
         definition=definition,
         state=SagaState.STARTED,
@@ -305,7 +290,7 @@ class _Run:
         self.events = saga.events
         self.effects: list[Effect] = []
 
-    def decision(self) -> Decision:
+    def decision(self) -> SagaDecision:
         ended = self.state in TERMINAL
         saga = Saga(
             definition=self.definition,

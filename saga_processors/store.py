@@ -14,9 +14,10 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
 from participant.arrays import text_array
-from saga_processors.codec import from_ms, progress_to_json, saga_from_json
+from saga_processors.codec import machine_from_json, progress_to_json
+from saga_processors.machines import Machine
 from saga_processors.partition import Halted, PartitionPosition
-from saga_processors.saga import TERMINAL, Saga, SagaState
+from saga_processors.records import from_ms
 
 #: PostgreSQL limits a NOTIFY payload to 8000 bytes; an id takes 37.
 _IDS_PER_NOTIFY = 200
@@ -29,21 +30,23 @@ class Entry:
     """A transaction as the processor knows it between batches."""
 
     partition: int
-    saga: Saga | None
+    machine: Machine | None
     #: Inputs of this transaction are queued in the journal because the machine failed on one.
     parked: bool = False
     #: ``transactions.definition``, kept only until the first write.
     definition: dict[str, Any] | None = None
-    #: The log's time of the first and the latest input, where the saga does not say.
+    #: ``transactions.kind``; likewise.
+    kind: str = "saga"
+    #: The log's time of the first and the latest input, where the machine does not say.
     seen_at: datetime = EPOCH
 
     @property
     def created_at(self) -> datetime:
-        return self.seen_at if self.saga is None else from_ms(self.saga.created_at)
+        return self.seen_at if self.machine is None else from_ms(self.machine.created_at)
 
     @property
     def updated_at(self) -> datetime:
-        return self.seen_at if self.saga is None else from_ms(self.saga.updated_at)
+        return self.seen_at if self.machine is None else from_ms(self.machine.updated_at)
 
 
 @dataclass(slots=True)
@@ -83,7 +86,7 @@ class Unpublished:
     transaction_id: str | None
     effects: list[dict[str, Any]]
     at: datetime
-    saga: Saga | None
+    machine: Machine | None
 
 
 class Store:
@@ -147,13 +150,13 @@ class Store:
     async def unpublished(self, position: PartitionPosition) -> list[Unpublished]:
         """Return the journal rows whose effects may not have left, in order of the log."""
         cursor = await self._connection.execute(
-            'SELECT j."offset", j.transaction_id::text, j.effects, j.at, t.definition, t.state, t.progress '
+            'SELECT j."offset", j.transaction_id::text, j.effects, j.at, t.kind, t.definition, t.state, t.progress '
             "FROM journal j LEFT JOIN transactions t ON t.id = j.transaction_id "
             'WHERE j.partition = %s AND j."offset" >= %s AND j.effects IS NOT NULL ORDER BY j."offset"',
             (position.partition, position.published_through),
         )
         return [
-            Unpublished(row[0], row[1], row[2], row[3], None if row[6] is None else saga_from_json(*row[4:7]))
+            Unpublished(row[0], row[1], row[2], row[3], None if row[7] is None else machine_from_json(*row[4:8]))
             for row in await cursor.fetchall()
         ]
 
@@ -195,7 +198,7 @@ class Store:
             )
             found = (
                 await self._connection.execute(
-                    "SELECT id::text, partition, parked, definition, state, progress FROM transactions "
+                    "SELECT id::text, partition, parked, kind, definition, state, progress FROM transactions "
                     "WHERE id = ANY(%s::uuid[]) AND (version > 0 OR parked)",
                     (text_array(ids),),
                 )
@@ -211,10 +214,10 @@ class Store:
         return {
             id: Entry(
                 partition=partition,
-                saga=None if progress is None else saga_from_json(definition, state, progress),
+                machine=None if progress is None else machine_from_json(kind, definition, state, progress),
                 parked=parked,
             )
-            for id, partition, parked, definition, state, progress in rows
+            for id, partition, parked, kind, definition, state, progress in rows
         }
 
     async def commit(self, batch: BatchWrite) -> None:
@@ -226,7 +229,7 @@ class Store:
         ended = [
             id
             for id, entry in [*batch.created.items(), *((id, entry) for id, (entry, _) in batch.changed.items())]
-            if entry.saga is not None and entry.saga.state in TERMINAL
+            if entry.machine is not None and entry.machine.ended
         ]
         async with self._connection.pipeline():
             await self._insert_journal(batch.journal)
@@ -268,12 +271,12 @@ class Store:
         return await self._connection.execute(
             "INSERT INTO transactions (id, kind, name, state, services, partition, version, definition, progress, "
             "needs_attention, parked, next_deadline, created_at, updated_at) "
-            "SELECT id, 'saga', name, state, services::text[], partition, version, definition, progress, "
+            "SELECT id, kind, name, state, services::text[], partition, version, definition, progress, "
             "attention, parked, deadline, created_at, updated_at "
-            "FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::int[], %s::json[], "
-            "%s::json[], %s::bool[], %s::bool[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[]) "
-            "v (id, name, state, services, partition, version, definition, progress, attention, parked, deadline, "
-            "created_at, updated_at) "
+            "FROM unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[], %s::smallint[], %s::int[], "
+            "%s::json[], %s::json[], %s::bool[], %s::bool[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[]) "
+            "v (id, kind, name, state, services, partition, version, definition, progress, attention, parked, "
+            "deadline, created_at, updated_at) "
             "ON CONFLICT (id) DO UPDATE SET name = excluded.name, state = excluded.state, "
             "services = excluded.services, partition = excluded.partition, version = excluded.version, "
             "definition = excluded.definition, progress = excluded.progress, "
@@ -282,11 +285,12 @@ class Store:
             "WHERE transactions.version = 0 AND NOT transactions.parked",
             (
                 text_array(created),
+                text_array(entry.kind for entry in entries),
                 text_array(entry.definition["name"] for entry in entries if entry.definition),
                 text_array(_state(entry) for entry in entries),
                 text_array(_services(entry) for entry in entries),
                 [entry.partition for entry in entries],
-                [0 if entry.saga is None else 1 for entry in entries],
+                [0 if entry.machine is None else 1 for entry in entries],
                 text_array(_json(entry.definition) for entry in entries),
                 text_array(_progress(entry) for entry in entries),
                 [_attention(entry) for entry in entries],
@@ -331,15 +335,15 @@ def _json(value: object) -> str | None:
 
 
 def _state(entry: Entry) -> str:
-    return SagaState.STARTED if entry.saga is None else entry.saga.state
+    return "STARTED" if entry.machine is None else entry.machine.state
 
 
 def _progress(entry: Entry) -> str | None:
-    return None if entry.saga is None else _json(progress_to_json(entry.saga))
+    return None if entry.machine is None else _json(progress_to_json(entry.machine))
 
 
 def _attention(entry: Entry) -> bool:
-    return entry.parked or (entry.saga is not None and entry.saga.needs_attention)
+    return entry.parked or (entry.machine is not None and entry.machine.needs_attention)
 
 
 def _services(entry: Entry) -> str:
@@ -349,5 +353,5 @@ def _services(entry: Entry) -> str:
 
 
 def _deadline(entry: Entry) -> datetime | None:
-    due = None if entry.saga is None or entry.parked else entry.saga.next_deadline
+    due = None if entry.machine is None or entry.parked else entry.machine.next_deadline
     return None if due is None else from_ms(due)

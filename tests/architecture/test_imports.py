@@ -32,7 +32,7 @@ ALLOWED = {
 }
 
 #: Modules that decide: standard library and each other, nothing else.
-PURE = {"saga_processors.definition", "saga_processors.saga", "saga_processors.partition"}
+PURE = {f"saga_processors.{name}" for name in ("definition", "machine", "machines", "partition", "saga")}
 
 
 def modules(package: str) -> list[Path]:

@@ -12,11 +12,11 @@ from confluent_kafka import Producer
 import coordinator.migrations
 from participant.sagas import Step, started
 from saga_processors import processor as module
-from saga_processors.codec import KafkaRecord
 from saga_processors.log import InputLog
+from saga_processors.machine import Decision
 from saga_processors.partition import Halted, Record
 from saga_processors.processor import Processor
-from saga_processors.saga import Decision
+from saga_processors.records import KafkaRecord
 from saga_processors.store import Store
 from tests.platform import Platform
 

@@ -1,8 +1,8 @@
 """Sagas for tests: short to write, with defaults where a test does not care."""
 
 from saga_processors.definition import RetryPolicy, SagaDefinition, StepDefinition, StepKind
+from saga_processors.machine import Decision
 from saga_processors.saga import (
-    Decision,
     Input,
     Operation,
     Outcome,
@@ -57,7 +57,7 @@ class Play:
 
     def put(self, event: Input) -> Decision:
         self.decision = advance(self.saga, event, self.at)
-        self.saga = self.decision.saga
+        self.saga = self.decision.machine
         return self.decision
 
     @property

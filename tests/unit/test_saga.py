@@ -3,7 +3,8 @@
 import pytest
 
 from saga_processors.definition import StepKind
-from saga_processors.saga import DeadlinePassed, Outcome, SagaStarted, Verdict, advance
+from saga_processors.machine import DeadlinePassed, Verdict
+from saga_processors.saga import Outcome, SagaStarted, advance
 from tests.unit.saga_samples import Play, reply, saga_of, sequence, step
 
 
@@ -226,4 +227,4 @@ def test_what_does_not_fit_changes_nothing_and_says_why(event: object, verdict: 
 def test_an_input_for_a_transaction_that_never_began_is_rejected() -> None:
     decision = advance(None, reply("a"), 0)
     assert decision.verdict is Verdict.REJECTED
-    assert decision.saga is None
+    assert decision.machine is None

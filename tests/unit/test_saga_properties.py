@@ -6,13 +6,13 @@ import orjson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from saga_processors import codec
+from saga_processors import saga_codec
 from saga_processors.definition import RetryPolicy, SagaDefinition, StepDefinition, StepKind
+from saga_processors.machine import DeadlinePassed, Verdict
 from saga_processors.saga import (
     SAGA_MOVES,
     STEP_MOVES,
     TERMINAL,
-    DeadlinePassed,
     Input,
     Operation,
     Outcome,
@@ -23,7 +23,6 @@ from saga_processors.saga import (
     SendCommand,
     StepReplied,
     StepState,
-    Verdict,
     advance,
 )
 
@@ -136,7 +135,7 @@ def check_state(saga: Saga) -> None:
 @settings(max_examples=250, deadline=None)
 def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> None:
     definition = data.draw(definitions())
-    saga = advance(None, SagaStarted(definition), 0).saga
+    saga = advance(None, SagaStarted(definition), 0).machine
     assert saga is not None
     at = 0
     for event in data.draw(st.lists(inputs(definition), max_size=25)):
@@ -144,7 +143,7 @@ def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> Non
         before = saga
         decision = advance(saga, event, at)
         assert decision == advance(saga, event, at), "the same input gives the same decision"
-        saga = decision.saga
+        saga = decision.machine
         assert saga is not None
         check_state(saga)
         if decision.verdict is not Verdict.APPLIED:
@@ -157,11 +156,11 @@ def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> Non
         if before.state is not saga.state:
             assert saga.state in reachable(before.state)
         # What is stored is what was decided.
-        stored = orjson.loads(orjson.dumps(codec.progress_to_json(saga)))
+        stored = orjson.loads(orjson.dumps(saga_codec.progress_to_json(saga)))
         record = codec_definition(definition)
-        assert codec.saga_from_json(record, saga.state, stored) == saga
+        assert saga_codec.saga_from_json(record, saga.state, stored) == saga
         for effect in decision.effects:
-            assert codec.effect_from_json(orjson.loads(orjson.dumps(codec.effect_to_json(effect)))) == effect
+            assert saga_codec.effect_from_json(orjson.loads(orjson.dumps(saga_codec.effect_to_json(effect)))) == effect
 
 
 def reachable(state: SagaState) -> set[SagaState]:
@@ -196,7 +195,7 @@ def test_with_lost_doubled_and_reordered_messages_every_saga_ends_whole_or_undon
     chance = random.Random(seed)
     service = Service()
     decision = advance(None, SagaStarted(definition), 0)
-    saga = decision.saga
+    saga = decision.machine
     in_flight: list[SendCommand | StepReplied] = [e for e in decision.effects if isinstance(e, SendCommand)]
     at = 0
     for round in range(2_000):
@@ -222,7 +221,7 @@ def test_with_lost_doubled_and_reordered_messages_every_saga_ends_whole_or_undon
         else:
             continue
         decision = advance(saga, event, at)
-        saga = decision.saga
+        saga = decision.machine
         assert saga is not None
         check_state(saga)
         in_flight += [e for e in decision.effects if isinstance(e, SendCommand)]

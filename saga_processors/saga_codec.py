@@ -1,0 +1,197 @@
+"""The saga machine's values to and from what is stored and sent: Avro records, JSON columns, Kafka records."""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from saga_processors.definition import RetryPolicy, SagaDefinition, StepDefinition, StepKind
+from saga_processors.records import EVENTS_TOPIC, HTTP_COMMANDS_TOPIC, KafkaRecord, command_id, kafka_record
+from saga_processors.saga import (
+    Effect,
+    EventType,
+    Operation,
+    Outcome,
+    PublishEvent,
+    Saga,
+    SagaStarted,
+    SagaState,
+    SendCommand,
+    StepProgress,
+    StepReplied,
+    StepState,
+)
+from schemas import Codec
+
+# ── Inputs ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def definition_from_record(record: Mapping[str, Any]) -> SagaDefinition:
+    """Build the definition from a ``fluxora.SagaStarted`` record, or from the JSON column made of it."""
+    return SagaDefinition(
+        name=record["name"],
+        steps=tuple(
+            StepDefinition(
+                name=step["name"],
+                service_name=step["service_name"],
+                command=step["command"],
+                payload=step["payload"],
+                depends_on=tuple(step["depends_on"]),
+                kind=StepKind(step["kind"]),
+                retry=RetryPolicy(**step["retry"]),
+                timeout_ms=step["timeout_ms"],
+                action_endpoint=step["action_endpoint"],
+                compensation_endpoint=step["compensation_endpoint"],
+            )
+            for step in record["steps"]
+        ),
+        timeout_ms=record["timeout_ms"],
+        traceparent=record["traceparent"],
+    )
+
+
+def started_from_record(record: Mapping[str, Any]) -> SagaStarted:
+    """Build the first input from a ``fluxora.SagaStarted`` record."""
+    return SagaStarted(definition_from_record(record))
+
+
+def reply_from_record(record: Mapping[str, Any]) -> StepReplied:
+    """Build the input from a ``fluxora.StepReplied`` record."""
+    return StepReplied(
+        step=record["step"],
+        operation=Operation(record["operation"]),
+        attempt=record["attempt"],
+        outcome=Outcome(record["outcome"]),
+        result=record["result"],
+        reason=record["reason"],
+    )
+
+
+# ── State ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_STEP_DEFAULTS = {f.name: f.default for f in fields(StepProgress)}
+_PENDING = StepProgress()
+
+
+def progress_to_json(saga: Saga) -> dict[str, Any]:
+    """The column ``transactions.progress``; what has its default value is left out."""
+    progress: dict[str, Any] = {
+        "steps": [_step_to_json(step) for step in saga.steps],
+        "created_at": saga.created_at,
+        "updated_at": saga.updated_at,
+        "events": saga.events,
+    }
+    if saga.timeout_at is not None:
+        progress["timeout_at"] = saga.timeout_at
+    if saga.reason is not None:
+        progress["reason"] = saga.reason
+    if saga.needs_attention:
+        progress["needs_attention"] = True
+    return progress
+
+
+def _step_to_json(step: StepProgress) -> dict[str, Any]:
+    if step is _PENDING:
+        return {}
+    return {name: value for name, default in _STEP_DEFAULTS.items() if (value := getattr(step, name)) != default}
+
+
+def saga_from_json(definition: Mapping[str, Any], state: str, progress: Mapping[str, Any]) -> Saga:
+    """The inverse of :func:`progress_to_json`."""
+    return Saga(
+        definition=definition_from_record(definition),
+        state=SagaState(state),
+        steps=tuple(
+            StepProgress(**(step | {"state": StepState(step["state"])})) if step else _PENDING
+            for step in progress["steps"]
+        ),
+        created_at=progress["created_at"],
+        updated_at=progress["updated_at"],
+        timeout_at=progress.get("timeout_at"),
+        reason=progress.get("reason"),
+        needs_attention=progress.get("needs_attention", False),
+        events=progress["events"],
+    )
+
+
+# ── Effects ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def effect_to_json(effect: Effect) -> dict[str, Any]:
+    """The journal's column ``effects``: what was decided, not the bytes; they follow from it and the saga."""
+    match effect:
+        case SendCommand():
+            sent = {"send": effect.operation.value, "step": effect.step, "attempt": effect.attempt}
+            return sent | {"final": True} if effect.final else sent
+        case PublishEvent():
+            published = {"publish": effect.type.value, "sequence": effect.sequence, "state": effect.state.value}
+            if effect.step is not None:
+                published["step"] = effect.step
+            if effect.reason is not None:
+                published["reason"] = effect.reason
+            return published
+
+
+def effect_from_json(stored: Mapping[str, Any]) -> Effect:
+    """The inverse of :func:`effect_to_json`."""
+    if "send" in stored:
+        return SendCommand(stored["step"], Operation(stored["send"]), stored["attempt"], stored.get("final", False))
+    return PublishEvent(
+        stored["sequence"],
+        EventType(stored["publish"]),
+        SagaState(stored["state"]),
+        stored.get("step"),
+        stored.get("reason"),
+    )
+
+
+def effect_to_record(codec: Codec, transaction_id: str, saga: Saga, effect: Effect, at: int) -> KafkaRecord:
+    """What leaves because of ``effect``.
+
+    Args:
+        saga: after the input that caused the effect, or any later state: what is read here no longer changes.
+        at: the log's time of that input, ms.
+    """
+    definition = saga.definition
+    match effect:
+        case SendCommand():
+            step = definition.steps[effect.step]
+            id = command_id(transaction_id, step.name, effect.operation.value, effect.attempt)
+            undo = effect.operation is Operation.COMPENSATION
+            topic = f"{step.service_name}.commands" if step.action_endpoint is None else HTTP_COMMANDS_TOPIC
+            type = "fluxora.StepCommand"
+            value = codec.encode(
+                type,
+                {
+                    "command_id": id,
+                    "transaction_id": transaction_id,
+                    "saga_name": definition.name,
+                    "step": step.name,
+                    "command": step.command,
+                    "operation": effect.operation.value,
+                    "attempt": effect.attempt,
+                    "final": effect.final,
+                    "must_succeed": step.kind is StepKind.RETRIABLE,
+                    "payload": step.payload,
+                    "result": saga.steps[effect.step].result if undo else None,
+                },
+            )
+        case PublishEvent():
+            id = f"{transaction_id}:{effect.sequence}"
+            topic = EVENTS_TOPIC
+            type = "fluxora.SagaEvent"
+            value = codec.encode(
+                type,
+                {
+                    "event_id": id,
+                    "transaction_id": transaction_id,
+                    "sequence": effect.sequence,
+                    "saga_name": definition.name,
+                    "type": effect.type.value,
+                    "state": effect.state.value,
+                    "step": None if effect.step is None else definition.steps[effect.step].name,
+                    "reason": effect.reason,
+                    "at": at,
+                },
+            )
+            type = f"{type}.{effect.type}"
+    return kafka_record(topic, transaction_id, value, id=id, type=type, at=at, traceparent=definition.traceparent)
