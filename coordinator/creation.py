@@ -14,8 +14,9 @@ from uuid import UUID
 import psycopg
 import structlog
 
-from coordinator.store import DatabaseUnavailable, Store
+from coordinator.store import Store
 from coordinator.submission import Submission
+from web.database import DatabaseUnavailable
 
 log = structlog.get_logger()
 

@@ -5,14 +5,15 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
 from coordinator.metrics import Metrics
-from coordinator.problems import Problem
-from coordinator.sagas import answer
 from coordinator.services import Services
-from coordinator.store import DatabaseUnavailable, Store
+from coordinator.store import Store
 from coordinator.waiting import Waiting
+from web.content import answer
+from web.database import Database, DatabaseUnavailable
+from web.problems import Problem
 
 
-def router(store: Store, waiting: Waiting, services: Services, metrics: Metrics) -> APIRouter:
+def router(database: Database, store: Store, waiting: Waiting, services: Services, metrics: Metrics) -> APIRouter:
     routes = APIRouter(tags=["health"])
 
     @routes.get("/health", operation_id="health", summary="Is the process alive?")
@@ -48,7 +49,7 @@ def router(store: Store, waiting: Waiting, services: Services, metrics: Metrics)
 
     @routes.get("/metrics", operation_id="metrics", summary="Figures for Prometheus", response_class=Response)
     async def figures() -> Response:
-        metrics.pool_waiting.set(store.waiting)
+        metrics.pool_waiting.set(database.waiting)
         return Response(metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -1,30 +1,13 @@
 """The coordinator's figures for Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client import Counter, Gauge
 
-#: Upper bounds in seconds: creation takes milliseconds, a long poll up to a minute.
-_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
+from web.metrics import RequestMetrics
 
 
-class Metrics:
-    """One registry for one application, so that two applications in one test process do not meet."""
-
+class Metrics(RequestMetrics):
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self._requests = Counter(
-            "fluxora_coordinator_requests_total",
-            "Requests answered; status 499 = the client left first.",
-            ["method", "route", "status"],
-            registry=self.registry,
-        )
-        self._seconds = Histogram(
-            "fluxora_coordinator_request_seconds",
-            "Time to answer; long polls are counted with the route they wait on.",
-            ["method", "route"],
-            buckets=_BUCKETS,
-            registry=self.registry,
-        )
+        super().__init__("fluxora_coordinator")
         self.created = Counter("fluxora_coordinator_sagas_created_total", "Sagas created.", registry=self.registry)
         self.waiters = Gauge("fluxora_coordinator_waiters", "Requests in ?wait= now.", registry=self.registry)
         self.listening = Gauge(
@@ -36,21 +19,3 @@ class Metrics:
         self.pool_waiting = Gauge(
             "fluxora_coordinator_pool_waiting", "Requests that wait for a connection.", registry=self.registry
         )
-        # Looking a child up by its labels takes a lock and a sort each time.
-        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
-
-    def answered(self, method: str, route: str, status: int, seconds: float) -> None:
-        key = (method if method.isalpha() and len(method) < 8 else "other", route, status)
-        children = self._children.get(key)
-        if children is None:
-            children = (
-                self._requests.labels(key[0], route, str(status)),
-                self._seconds.labels(key[0], route),
-            )
-            if len(self._children) < 1000:  # a client can invent methods
-                self._children[key] = children
-        children[0].inc()
-        children[1].observe(seconds)
-
-    def text(self) -> bytes:
-        return generate_latest(self.registry)

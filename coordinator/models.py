@@ -4,16 +4,16 @@ Answers are built as plain dicts (``coordinator.views``); a test holds them agai
 What a saga must be beyond its shape is in ``saga_processors.definition``, in one place for every way in.
 """
 
-import re
 from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from participant.sagas import Retry, Step
 from saga_processors.definition import MAX_ATTEMPTS, MAX_TIMEOUT_MS, NAME
 from saga_processors.saga import SagaState, StepState
+from web.models import Time
 
 _MAX_SECONDS = MAX_TIMEOUT_MS / 1000
 _NAME = f"^{NAME.pattern}$"
@@ -23,17 +23,6 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
 Name = Annotated[str, Field(json_schema_extra={"pattern": _NAME})]
 
 _RETRY = Retry()
-
-
-def _rfc3339(text: Any) -> Any:
-    """Pydantic also takes numbers for times."""
-    if not isinstance(text, str) or not _RFC3339.fullmatch(text):
-        raise ValueError("is a time of RFC 3339 with its zone, as 2026-11-23T10:00:00Z")
-    return text
-
-
-_RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 
 
 class _Body(BaseModel):
@@ -178,23 +167,6 @@ class SagaPage(BaseModel):
     sagas: list[SagaSummary] = Field(description="Newest first.")
     next: str | None = Field(description="The next page's path and query; null = this was the last.")
     next_cursor: str | None = Field(description="The cursor in it.")
-
-
-class FieldError(BaseModel):
-    field: str
-    rule: str
-
-
-class ProblemDocument(BaseModel):
-    """RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    instance: str | None = None
-    errors: list[FieldError] | None = Field(default=None, description="422 and 413: the field and its rule.")
-    state: str | None = Field(default=None, description="409: the state that forbids it.")
 
 
 class WaitQuery(BaseModel):

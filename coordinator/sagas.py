@@ -1,31 +1,29 @@
 """``/sagas``: start one, look at one, wait for one, list them."""
 
 import re
-from typing import Annotated, Any
+from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
-import orjson
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from coordinator import cursor, openapi, submission
+from coordinator import openapi, submission
 from coordinator.creation import Creation
 from coordinator.metrics import Metrics
 from coordinator.models import ListQuery, SagaCreated, SagaPage, SagaView, WaitQuery
-from coordinator.problems import Conflict, Malformed, Problem, Unavailable
 from coordinator.services import KafkaUnavailable, Services
 from coordinator.settings import Settings
 from coordinator.store import SagaExists, SagaFilter, Store
 from coordinator.views import SagaRow, time, view
 from coordinator.waiting import Waiting
+from web import cursor
+from web.content import answer, check_content, traceparent
+from web.idempotency import digest, idempotency_key, reused
+from web.problems import Conflict, Malformed, Problem, Unavailable
 
 _WAIT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m)?", re.ASCII)
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0}
-
-
-def answer(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(document), status, headers, media_type="application/json")
 
 
 def wait_seconds(text: str | None, limit: float) -> float:
@@ -36,17 +34,6 @@ def wait_seconds(text: str | None, limit: float) -> float:
     if found is None:
         raise Malformed([("wait", "is a time such as 30s, 30, 500ms or 1m")])
     return min(float(found[1]) * _UNIT_SECONDS[found[2]], limit)
-
-
-def check_content(request: Request) -> None:
-    """Only JSON in UTF-8 is read (RFC 8259); anything else is 415."""
-    kind, _, parameters = request.headers.get("content-type", "").partition(";")
-    name, _, value = parameters.strip().partition("=")
-    charset = value.strip().strip('"').lower() if name.strip().lower() == "charset" else "utf-8"
-    if kind.strip().lower() != "application/json" or charset not in ("utf-8", "utf8"):
-        raise Problem(415, "unsupported-media-type", "The body is JSON in UTF-8: Content-Type: application/json.")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise Problem(415, "unsupported-media-type", "The body is not compressed: no Content-Encoding.")
 
 
 class Sagas:
@@ -81,23 +68,20 @@ class Sagas:
         `Idempotency-Key` to have it once.
         """
         check_content(request)
-        key = submission.idempotency_key(request.headers.getlist("idempotency-key"))
+        key = idempotency_key(request.headers.getlist("idempotency-key"))
         wanted, plain = submission.parse(await request.body())
-        saga = await self._submissions.make(wanted, submission.traceparent(request.headers.get("traceparent")))
+        saga = await self._submissions.make(wanted, traceparent(request.headers.get("traceparent")))
         await self._check_services(saga.services, [step.service_name for step in wanted.steps])
-        digest = None if key is None else submission.digest(plain)
+        digested = None if key is None else digest("POST /sagas", plain)
         try:
-            saga_id, holder = await self._creation.create(saga, key, digest, own_id=wanted.saga_id is not None)
+            saga_id, holder = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
         except SagaExists as error:
             raise await self._conflict(saga.saga_id) from error
         headers = {"Location": f"/sagas/{saga_id}"}
         if holder is None:
             self._metrics.created.inc()
-        elif holder != digest:
-            raise Malformed(
-                [("Idempotency-Key", "is new for each saga; this one was sent with another body")],
-                slug="idempotency-key-reused",
-            )
+        elif holder != digested:
+            raise reused("saga")
         else:
             headers["Idempotency-Replayed"] = "true"
         return answer({"saga_id": saga_id, "state": "STARTED"}, 201, headers)

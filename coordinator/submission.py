@@ -4,8 +4,6 @@ Pure but for the codec, which asks the schema registry once in the life of the p
 """
 
 import asyncio
-import hashlib
-import re
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -15,18 +13,13 @@ from pydantic import ValidationError
 from uuid_utils.compat import uuid7
 
 from coordinator.models import SagaRequest
-from coordinator.problems import Malformed, TooLarge, from_validation
 from coordinator.settings import Settings
 from participant import sagas
 from saga_processors.codec import definition_to_json
 from saga_processors.definition import InvalidDefinition
 from saga_processors.saga_codec import definition_from_record
 from schemas import Codec, RegistryUnavailable, WrongShape
-
-KEY_LIMIT = 255
-_KEY = re.compile(r"[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?")
-#: W3C Trace Context, version 00; all-zero ids are invalid.
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+from web.problems import Malformed, TooLarge, from_validation
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,30 +55,6 @@ def parse(body: bytes) -> tuple[SagaRequest, Any]:
         return SagaRequest.model_validate_json(body), plain
     except ValidationError as error:
         raise from_validation(error.errors(include_url=False, include_input=False)) from error
-
-
-def digest(plain: Any) -> bytes:
-    """What two requests with one Idempotency-Key must share: method, path and body.
-
-    Spacing and the order of names in the body do not matter: a client that builds it anew means the same.
-    """
-    return hashlib.sha256(b"POST /sagas\n" + orjson.dumps(plain, option=orjson.OPT_SORT_KEYS)).digest()
-
-
-def idempotency_key(values: list[str]) -> str | None:
-    """Check the header's values; raises Malformed."""
-    if not values:
-        return None
-    if len(values) > 1:
-        raise Malformed([("Idempotency-Key", "is given once")])
-    if len(values[0]) > KEY_LIMIT or not _KEY.fullmatch(values[0]):
-        raise Malformed([("Idempotency-Key", f"is 1 to {KEY_LIMIT} printable ASCII characters")])
-    return values[0]
-
-
-def traceparent(value: str | None) -> str | None:
-    """The header if it is valid; W3C Trace Context tells to go on without an invalid one."""
-    return value if value is not None and _TRACEPARENT.fullmatch(value) else None
 
 
 class Submissions:

@@ -16,10 +16,11 @@ from psycopg import AsyncConnection
 from starlette.types import Receive
 
 from coordinator.metrics import Metrics
-from coordinator.problems import Unavailable
-from coordinator.settings import Settings
-from coordinator.store import DatabaseUnavailable, Store, connect_arguments
+from coordinator.settings import APPLICATION, Settings
+from coordinator.store import Store
 from coordinator.views import SagaRow
+from web.database import DatabaseUnavailable, connect_arguments
+from web.problems import Unavailable
 
 log = structlog.get_logger()
 
@@ -116,7 +117,7 @@ class Waiting:
             await asyncio.sleep(pause)
 
     async def _listen_once(self) -> None:
-        arguments = connect_arguments(self._settings)
+        arguments = connect_arguments(self._settings, APPLICATION)
         silence = self._settings.listen_check_seconds
         async with await AsyncConnection.connect(self._settings.database_url, **arguments) as connection:
             await connection.execute(f"LISTEN {CHANNEL}")

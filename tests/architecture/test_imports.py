@@ -9,6 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 OURS = {
     "schemas",
+    "web",
     "participant",
     "saga_processors",
     "coordinator",
@@ -22,10 +23,11 @@ OURS = {
 #: What each package may import of ours, beside itself.
 ALLOWED = {
     "schemas": set(),
+    "web": {"schemas"},
     "participant": {"schemas"},
     "saga_processors": {"schemas", "participant"},
     "connectors": {"schemas", "participant"},
-    "coordinator": {"schemas", "participant", "saga_processors"},
+    "coordinator": {"schemas", "web", "participant", "saga_processors"},
     "fluxora": OURS - {"deploy", "examples"},
     "deploy": set(),
     "examples": {"participant", "deploy"},

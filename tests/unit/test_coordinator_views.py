@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator import cursor
 from coordinator.models import SagaView
-from coordinator.problems import Malformed
 from coordinator.sagas import wait_seconds
 from coordinator.views import SagaRow, current_step_index, view
 from participant.sagas import Step, started
 from saga_processors.saga import SagaState, StepState
+from web import cursor
+from web.problems import Malformed
 
 AT = datetime(2026, 11, 23, 10, 0, 0, 250_000, tzinfo=UTC)
 AT_MS = int(AT.timestamp() * 1000)

@@ -126,7 +126,7 @@ def _rule(error: ErrorDetails) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of ``app`` a problem document. Unexpected ones are ``coordinator.guard``'s."""
+    """Make every error of ``app`` a problem document. Unexpected ones are ``web.guard``'s."""
 
     @app.exception_handler(Problem)
     async def on_problem(request: Request, error: Problem) -> Response:

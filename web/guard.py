@@ -11,8 +11,8 @@ import structlog
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from coordinator.metrics import Metrics
-from coordinator.problems import Problem, TooLarge, Unavailable
+from web.metrics import RequestMetrics
+from web.problems import Problem, TooLarge, Unavailable
 
 log = structlog.get_logger()
 
@@ -27,7 +27,7 @@ class Guard:
         self,
         app: ASGIApp,
         *,
-        metrics: Metrics,
+        metrics: RequestMetrics,
         max_body_bytes: int,
         body_timeout_seconds: float,
         max_in_flight: int,
