@@ -99,8 +99,10 @@ class Store:
         self._connection = connection
 
     @classmethod
-    async def connect(cls, url: str, application_name: str, *, idle_limit: float) -> Self:
+    async def connect(cls, url: str, application_name: str, *, idle_limit: float, schema: str = "public") -> Self:
         """Connect; ``idle_limit`` is how many seconds a process that stands still may keep its locks.
+
+        ``schema`` holds the tables; another one than ``public`` is for tables that are rebuilt beside the live ones.
 
         Without the limit a process that is frozen within a batch would hold its partition rows, and with them its
         successor, for as long as it stays frozen.
@@ -116,7 +118,7 @@ class Store:
             keepalives_idle=5,
             keepalives_interval=2,
             keepalives_count=3,
-            options=f"-c idle_in_transaction_session_timeout={int(idle_limit * 1000)}",
+            options=f"-c idle_in_transaction_session_timeout={int(idle_limit * 1000)} -c search_path={schema}",
         )
         return cls(connection)
 
