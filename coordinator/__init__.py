@@ -2,6 +2,6 @@
 (DESIGN section 1).
 
 Reading order: ``sagas`` (the routes), ``submission`` (from a body to a record that keeps every rule),
-``creation`` and ``store`` (one statement makes sagas), ``waiting`` (one LISTEN wakes all who wait), ``app``
-(the wiring).
+``creation`` and ``creation_store`` (one statement makes them), ``requests`` (asking the machine for something),
+``waiting`` (one LISTEN wakes all who wait), ``app`` (the wiring).
 """

@@ -7,8 +7,12 @@ from fastapi import FastAPI
 
 from coordinator import health, sagas
 from coordinator.creation import Creation
+from coordinator.creation_store import CreationStore
+from coordinator.encoding import Encoder
 from coordinator.metrics import Metrics
 from coordinator.models import SagaRequest
+from coordinator.request_store import RequestStore
+from coordinator.requests import Requests
 from coordinator.services import Services, kafka_topics
 from coordinator.settings import APPLICATION, Settings
 from coordinator.store import Store
@@ -38,14 +42,16 @@ def create_app(
     metrics = Metrics()
     database = Database(settings, APPLICATION)
     store = Store(database)
-    creation = Creation(store, settings.pool_queue)
-    waiting = Waiting(settings, store, metrics)
+    creation = Creation(CreationStore(database), settings.pool_queue)
+    waiting = Waiting(settings, metrics)
     services = Services(
         settings,
         metrics,
         topics or kafka_topics(settings.kafka_bootstrap_servers, settings.kafka_timeout_seconds),
     )
-    submissions = Submissions(settings, codec or Codec(settings.schema_registry_url))
+    encoder = Encoder(settings, codec or Codec(settings.schema_registry_url))
+    submissions = Submissions(settings, encoder)
+    requests = Requests(settings, RequestStore(database), waiting, encoder)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -58,6 +64,7 @@ def create_app(
             await waiting.stop()
             await services.stop()
             await creation.stop()
+            await requests.stop()
             await database.close()
 
     app = application(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from participant.sagas import Retry, Step
 from saga_processors.definition import MAX_ATTEMPTS, MAX_TIMEOUT_MS, NAME
 from saga_processors.saga import SagaState, StepState
+from web.durations import PATTERN
 from web.models import Time
 
 _MAX_SECONDS = MAX_TIMEOUT_MS / 1000
@@ -177,7 +178,7 @@ class WaitQuery(BaseModel):
         description="Answer when the saga has ended, at the latest after this time: `30s`, `30`, `500ms`, "
         "`1m`. More than the limit (60 s by default) is cut to it.",
         examples=["30s"],
-        json_schema_extra={"pattern": "^[0-9]{1,9}([.][0-9]{1,9})?(ms|s|m)?$"},
+        json_schema_extra={"pattern": PATTERN},
     )
 
 

@@ -1,6 +1,5 @@
 """``/sagas``: start one, look at one, wait for one, list them."""
 
-import re
 from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
@@ -8,32 +7,22 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 
-from coordinator import openapi, submission
+from coordinator import openapi
 from coordinator.creation import Creation
+from coordinator.creation_store import TransactionExists
 from coordinator.metrics import Metrics
-from coordinator.models import ListQuery, SagaCreated, SagaPage, SagaView, WaitQuery
+from coordinator.models import ListQuery, SagaCreated, SagaPage, SagaRequest, SagaView, WaitQuery
 from coordinator.services import KafkaUnavailable, Services
 from coordinator.settings import Settings
-from coordinator.store import SagaExists, SagaFilter, Store
+from coordinator.store import SagaFilter, Store
+from coordinator.submission import Submissions
 from coordinator.views import SagaRow, time, view
 from coordinator.waiting import Waiting
 from web import cursor
-from web.content import answer, check_content, traceparent
+from web.content import answer, check_content, parse, traceparent
+from web.durations import wait_seconds
 from web.idempotency import digest, idempotency_key, reused
 from web.problems import Conflict, Malformed, Problem, Unavailable
-
-_WAIT = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m)?", re.ASCII)
-_UNIT_SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0}
-
-
-def wait_seconds(text: str | None, limit: float) -> float:
-    """The length of ``?wait=``, cut to ``limit``; raises Malformed."""
-    if text is None:
-        return 0.0
-    found = _WAIT.fullmatch(text)
-    if found is None:
-        raise Malformed([("wait", "is a time such as 30s, 30, 500ms or 1m")])
-    return min(float(found[1]) * _UNIT_SECONDS[found[2]], limit)
 
 
 class Sagas:
@@ -46,7 +35,7 @@ class Sagas:
         creation: Creation,
         waiting: Waiting,
         services: Services,
-        submissions: submission.Submissions,
+        submissions: Submissions,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -69,29 +58,29 @@ class Sagas:
         """
         check_content(request)
         key = idempotency_key(request.headers.getlist("idempotency-key"))
-        wanted, plain = submission.parse(await request.body())
+        wanted, plain = parse(SagaRequest, await request.body())
         saga = await self._submissions.make(wanted, traceparent(request.headers.get("traceparent")))
         await self._check_services(saga.services, [step.service_name for step in wanted.steps])
         digested = None if key is None else digest("POST /sagas", plain)
         try:
-            saga_id, holder = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
-        except SagaExists as error:
-            raise await self._conflict(saga.saga_id) from error
-        headers = {"Location": f"/sagas/{saga_id}"}
-        if holder is None:
+            created = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
+        except TransactionExists as error:
+            raise await self._conflict(saga.transaction_id) from error
+        headers = {"Location": f"/sagas/{created.transaction_id}"}
+        if created.holder is None:
             self._metrics.created.inc()
-        elif holder != digested:
+        elif created.holder != digested:
             raise reused("saga")
         else:
             headers["Idempotency-Replayed"] = "true"
-        return answer({"saga_id": saga_id, "state": "STARTED"}, 201, headers)
+        return answer({"saga_id": created.transaction_id, "state": "STARTED"}, 201, headers)
 
     async def show(self, request: Request, saga_id: UUID, query: Annotated[WaitQuery, Query()]) -> Response:
         """One saga with its steps; with `?wait=` as soon as it has ended, or when the time is over."""
         seconds = wait_seconds(query.wait, self._settings.wait_limit_seconds)
         if seconds <= 0:
             return answer(view(self._found(saga_id, await self._store.read(saga_id))))
-        with self._waiting.register(saga_id) as woken:
+        with self._waiting.register(saga_id, self._store.read_ended) as woken:
             row: SagaRow | None = self._found(saga_id, await self._store.read(saga_id))
             if row is not None and not row.ended:
                 await request.body()  # after it the only message left to receive is the disconnect

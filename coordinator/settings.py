@@ -39,7 +39,13 @@ class Settings(RestSettings):
         "would stop the connector, so the limit cannot be raised.",
     )
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="A longer ?wait= is cut to this.")
-    max_waiters: int = Field(default=10_000, ge=1, le=1_000_000, description="?wait= at once; more are answered 503.")
+    max_waiters: int = Field(default=10_000, ge=1, le=1_000_000, description="Requests that wait at once; then 503.")
+    request_wait_seconds: float = Field(
+        default=5.0,
+        ge=0,
+        le=300,
+        description="How long a request to a transaction waits for the machine's decision; then 202.",
+    )
     services_ttl_seconds: float = Field(
         default=15.0,
         ge=1,

@@ -1,70 +1,51 @@
-"""From the bytes of a request to a saga that may be written: everything that can be refused is refused here.
+"""From a request to a saga that may be written: everything that can be refused is refused here.
 
-Pure but for the codec, which asks the schema registry once in the life of the process.
+Pure but for the encoder.
 """
 
-import asyncio
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import orjson
-from pydantic import ValidationError
 from uuid_utils.compat import uuid7
 
+from coordinator.encoding import Encoder
 from coordinator.models import SagaRequest
 from coordinator.settings import Settings
 from participant import sagas
 from saga_processors.codec import definition_to_json
 from saga_processors.definition import InvalidDefinition
 from saga_processors.saga_codec import definition_from_record
-from schemas import Codec, RegistryUnavailable, WrongShape
-from web.problems import Malformed, TooLarge, from_validation
+from schemas import WrongShape
+from web.problems import Malformed, TooLarge
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A saga that keeps every rule, ready to be written."""
+    """A transaction that keeps every rule, ready to be written."""
 
-    saga_id: UUID
+    transaction_id: UUID
+    #: Which machine runs it: ``transactions.kind``.
+    kind: str
     name: str
-    #: Whom its steps address, each once, in order.
+    #: Whom it addresses, each once, in order.
     services: list[str]
     #: The first input, as stored in ``transactions.definition``.
     definition: bytes
-    #: The first input, as it leaves through the outbox.
+    #: The first input, as it leaves through the outbox, and the name of its schema.
     payload: bytes
+    type: str
     event_id: UUID
     traceparent: str | None
 
 
-def parse(body: bytes) -> tuple[SagaRequest, Any]:
-    """Return the request and the plain JSON it came as.
-
-    Two parsers, because each lets something pass: pydantic's takes NaN and 1e999 inside of a payload,
-    orjson's makes floats of large integers without a word.
-
-    Raises:
-        Malformed: not JSON, or not of the request's shape.
-    """
-    try:
-        plain = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Malformed([("body", f"is valid JSON ({error})")]) from error
-    try:
-        return SagaRequest.model_validate_json(body), plain
-    except ValidationError as error:
-        raise from_validation(error.errors(include_url=False, include_input=False)) from error
-
-
 class Submissions:
-    """Makes submissions of requests; knows the limits and the codec."""
+    """Makes submissions of requests; knows the limits."""
 
-    def __init__(self, settings: Settings, codec: Codec) -> None:
+    def __init__(self, settings: Settings, encoder: Encoder) -> None:
         self._settings = settings
-        self._codec = codec
-        self._warm = False
-        self._meeting: asyncio.Task[str | None] | None = None
+        self._encoder = encoder
 
     async def make(self, request: SagaRequest, trace: str | None) -> Submission:
         """Check ``request`` and encode it.
@@ -81,7 +62,10 @@ class Submissions:
             definition_from_record(record).check(self._settings.max_steps)
         except InvalidDefinition as error:
             raise Malformed([(error.field, error.rule)]) from error
-        payload = await self._encode(record)
+        try:
+            payload = await self._encoder.encode(sagas.STARTED, record)
+        except WrongShape as error:
+            raise Malformed([("body", str(error))]) from error
         limit = self._settings.max_record_bytes
         if len(payload) > limit:
             raise TooLarge(
@@ -90,11 +74,13 @@ class Submissions:
                 f"is at most {limit} bytes with all its payloads once it is encoded",
             )
         return Submission(
-            saga_id=UUID(record["transaction_id"]),
+            transaction_id=UUID(record["transaction_id"]),
+            kind="saga",
             name=request.name,
             services=list(dict.fromkeys(step.service_name for step in request.steps)),
             definition=orjson.dumps(definition_to_json(record)),
             payload=payload,
+            type=sagas.STARTED,
             event_id=uuid7(),
             traceparent=trace,
         )
@@ -132,36 +118,6 @@ class Submissions:
                     field,
                     f"is at most {limit} bytes as JSON",
                 )
-
-    async def _encode(self, record: dict[str, Any]) -> bytes:
-        if not self._warm:
-            await self._meet_registry(record)
-        try:
-            return self._codec.encode(sagas.STARTED, record)
-        except WrongShape as error:
-            raise Malformed([("body", str(error))]) from error
-
-    async def _meet_registry(self, record: dict[str, Any]) -> None:
-        """Let the codec ask the registry for the schema's id: blocking, so on a thread, one for all who need it."""
-        if self._meeting is None or self._meeting.done():
-            self._meeting = asyncio.create_task(self._ask_registry(record), name="registry")
-        meeting = self._meeting
-        await asyncio.wait((meeting,), timeout=self._settings.registry_timeout_seconds)
-        if not meeting.done():
-            raise RegistryUnavailable("the registry has not given the id of our schema yet")
-        if (error := meeting.result()) is not None:
-            raise RegistryUnavailable(error)
-
-    async def _ask_registry(self, record: dict[str, Any]) -> str | None:
-        """Returns why it failed, so that no exception is lost when nobody waits any more."""
-        try:
-            await asyncio.to_thread(self._codec.encode, sagas.STARTED, record)
-        except RegistryUnavailable as error:
-            return str(error)
-        except WrongShape:
-            pass  # the id is asked for first; whose record it is will meet this again
-        self._warm = True
-        return None
 
 
 _DEFAULT_RETRY = sagas.Retry()

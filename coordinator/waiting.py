@@ -1,13 +1,15 @@
-"""Who waits for a saga's end, and the one connection that wakes them.
+"""Who waits for something to happen to a transaction, and the one connection that wakes them.
 
-The processor does ``NOTIFY fluxora_ended, '<id>,<id>,…'`` in the transaction that ends the sagas, so
-PostgreSQL delivers it exactly when, and only if, their end is committed. No waiter polls meanwhile.
+The processor does ``NOTIFY fluxora_changed, '<id>,<id>,…'`` in the transaction that changes the transactions, so
+PostgreSQL delivers it exactly when, and only if, the change is committed. No waiter polls meanwhile.
 """
 
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
 from uuid import UUID
 
 import psycopg
@@ -17,32 +19,39 @@ from starlette.types import Receive
 
 from coordinator.metrics import Metrics
 from coordinator.settings import APPLICATION, Settings
-from coordinator.store import Store
-from coordinator.views import SagaRow
 from web.database import DatabaseUnavailable, connect_arguments
 from web.problems import Unavailable
 
 log = structlog.get_logger()
 
-CHANNEL = "fluxora_ended"
+CHANNEL = "fluxora_changed"
 _RECONNECT_MAX_SECONDS = 2.0
 
-#: Its result is the saga's row, or ``None``: look yourself.
-Woken = asyncio.Future[SagaRow | None]
+_T = TypeVar("_T")
+#: Finds what is waited for, of many waiters with one query: those of the keys for which it has happened.
+Look = Callable[[Sequence[UUID]], Awaitable[Mapping[UUID, _T]]]
+
+
+@dataclass(eq=False, slots=True)
+class _Waiter:
+    look: Look[Any]
+    key: UUID
+    enough: Callable[[Any], bool]
+    woken: asyncio.Future[Any]
 
 
 class Waiting:
     """Wakes waiters. Belongs to one event loop.
 
-    Nothing is missed: a waiter is registered before it reads the saga, and when the connection comes back
-    all who are registered are looked up, with one query, after LISTEN.
+    Nothing is missed: a waiter is registered before it looks for itself (or before it writes what it waits for the
+    answer to), and when the connection comes back all who are registered are looked up, with one query of each
+    kind, after LISTEN.
     """
 
-    def __init__(self, settings: Settings, store: Store, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
-        self._store = store
         self._metrics = metrics
-        self._waiters: dict[UUID, set[Woken]] = {}
+        self._waiters: dict[UUID, set[_Waiter]] = {}
         self._count = 0
         self._released = False
         self._listening: asyncio.Task[None] | None = None
@@ -63,19 +72,37 @@ class Waiting:
     def release(self) -> None:
         """Let all who wait, now or later, answer with the state as it is: the process is about to end."""
         self._released = True
-        for woken in [woken for waiters in self._waiters.values() for woken in waiters]:
-            _resolve(woken, None)
+        for waiter in [waiter for waiters in self._waiters.values() for waiter in waiters]:
+            _resolve(waiter, None)
 
     @contextlib.contextmanager
-    def register(self, saga_id: UUID) -> Iterator[Woken]:
-        """Take a place among the waiters; raises Unavailable when there is none."""
+    def register(
+        self,
+        transaction_id: UUID,
+        look: Look[_T],
+        *,
+        key: UUID | None = None,
+        enough: Callable[[_T], bool] = lambda found: True,
+    ) -> Iterator[asyncio.Future[_T | None]]:
+        """Take a place among the waiters; raises Unavailable when there is none.
+
+        Args:
+            transaction_id: whose changes wake it.
+            look: how to find what is waited for. Waiters with the same one are looked up together.
+            key: what to look for; default: the transaction's id.
+            enough: whether what was found ends the wait.
+
+        Yields:
+            A future of what was found, or of ``None``: look yourself.
+        """
         if self._count >= self._settings.max_waiters:
-            raise Unavailable(f"{self._count} requests wait already; ask without ?wait=.", 1, "too-many-waiters")
-        woken: Woken = asyncio.get_running_loop().create_future()
+            raise Unavailable(f"{self._count} requests wait already; ask without waiting.", 1, "too-many-waiters")
+        woken: asyncio.Future[_T | None] = asyncio.get_running_loop().create_future()
         if self._released:
             woken.set_result(None)
-        waiters = self._waiters.setdefault(saga_id, set())
-        waiters.add(woken)
+        waiter = _Waiter(look, key or transaction_id, enough, woken)
+        waiters = self._waiters.setdefault(transaction_id, set())
+        waiters.add(waiter)
         self._count += 1
         self._metrics.waiters.set(self._count)
         try:
@@ -83,14 +110,17 @@ class Waiting:
         finally:
             self._count -= 1
             self._metrics.waiters.set(self._count)
-            waiters.discard(woken)
+            waiters.discard(waiter)
             if not waiters:
-                self._waiters.pop(saga_id, None)
+                self._waiters.pop(transaction_id, None)
 
-    async def until(self, woken: Woken, seconds: float, receive: Receive) -> SagaRow | None:
-        """Wait for the end, for ``seconds``, or for the client to leave. ``None``: look yourself.
+    async def until(self, woken: asyncio.Future[_T | None], seconds: float, receive: Receive) -> _T | None:
+        """Wait for the future of :meth:`register`, for ``seconds``, or for the client to leave.
 
         ``receive`` is the request's, whose body has been read: its next message is the disconnect.
+
+        Returns:
+            What was found, or ``None``: look yourself.
         """
         gone = asyncio.ensure_future(receive())
         try:
@@ -124,7 +154,7 @@ class Waiting:
             await self._wake(list(self._waiters))
             self.error = None
             self._metrics.listening.set(1)
-            log.info("listening for ended sagas", waiters=self._count)
+            log.info("listening", waiters=self._count)
             while True:
                 async for notify in connection.notifies(timeout=silence):
                     if ids := self._awaited(notify.payload):
@@ -139,32 +169,36 @@ class Waiting:
         ids = []
         for text in payload.split(","):
             try:
-                saga_id = UUID(text)
+                transaction_id = UUID(text)
             except ValueError:
                 log.warning("a notification that is no id", channel=CHANNEL, payload=text[:100])
                 continue
-            if saga_id in self._waiters:
-                ids.append(saga_id)
+            if transaction_id in self._waiters:
+                ids.append(transaction_id)
         return ids
 
-    async def _wake(self, saga_ids: Iterable[UUID]) -> None:
-        """Look up those of the sagas that have ended and hand the rows to who waits for them."""
-        ids = list(saga_ids)
-        if not ids:
-            return
-        for row in await self._store.read_ended(ids):
-            for woken in self._waiters.get(row.id, ()):
-                _resolve(woken, row)
+    async def _wake(self, transaction_ids: Iterable[UUID]) -> None:
+        """Look for what those who wait for these transactions wait for, and hand it to them."""
+        by_look: dict[Look[Any], list[_Waiter]] = {}
+        for transaction_id in transaction_ids:
+            for waiter in self._waiters.get(transaction_id, ()):
+                if not waiter.woken.done():
+                    by_look.setdefault(waiter.look, []).append(waiter)
+        for look, waiters in by_look.items():
+            found = await look(list({waiter.key for waiter in waiters}))
+            for waiter in waiters:
+                if waiter.key in found and waiter.enough(found[waiter.key]):
+                    _resolve(waiter, found[waiter.key])
 
-    async def _wake_or_defer(self, saga_ids: list[UUID]) -> None:
+    async def _wake_or_defer(self, transaction_ids: list[UUID]) -> None:
         try:
-            await self._wake(saga_ids)
+            await self._wake(transaction_ids)
         except DatabaseUnavailable:
-            for saga_id in saga_ids:
-                for woken in self._waiters.get(saga_id, ()):
-                    _resolve(woken, None)
+            for transaction_id in transaction_ids:
+                for waiter in self._waiters.get(transaction_id, ()):
+                    _resolve(waiter, None)
 
 
-def _resolve(woken: Woken, row: SagaRow | None) -> None:
-    if not woken.done():
-        woken.set_result(row)
+def _resolve(waiter: _Waiter, found: object) -> None:
+    if not waiter.woken.done():
+        waiter.woken.set_result(found)

@@ -21,7 +21,7 @@ from saga_processors.records import from_ms
 
 #: PostgreSQL limits a NOTIFY payload to 8000 bytes; an id takes 37.
 _IDS_PER_NOTIFY = 200
-ENDED_CHANNEL = "fluxora_ended"
+ENDED_CHANNEL = "fluxora_changed"
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 

@@ -69,6 +69,12 @@ journal = Table(
     Column("effects", JSON, comment="what left because of it, in order"),
     Column("at", DateTime(timezone=True), nullable=False, comment="the log's time of the input"),
     Index("journal_transaction", "transaction_id"),
+    # Where REST finds the answer to a request. Partial: no other input pays for it.
+    Index(
+        "journal_request",
+        text("(input ->> 'request_id')"),
+        postgresql_where=text("input_type = 'fluxora.RequestMade'"),
+    ),
 )
 
 partitions = Table(

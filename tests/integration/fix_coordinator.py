@@ -121,7 +121,7 @@ class Coordinator:
                 (state, list(saga_ids)),
             )
             for i in range(0, len(saga_ids), 200):
-                connection.execute("SELECT pg_notify('fluxora_ended', %s)", (",".join(saga_ids[i : i + 200]),))
+                connection.execute("SELECT pg_notify('fluxora_changed', %s)", (",".join(saga_ids[i : i + 200]),))
 
 
 def saga(**changes: Any) -> dict[str, Any]:

@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from coordinator import submission
+from coordinator.encoding import Encoder
+from coordinator.models import SagaRequest
 from coordinator.settings import Settings
 from coordinator.submission import Submission, Submissions
 from schemas import SCHEMAS, Codec
-from web.content import traceparent
+from web.content import parse, traceparent
 from web.idempotency import digest, idempotency_key
 from web.problems import Malformed, Problem, TooLarge
 
@@ -47,8 +48,12 @@ CODEC = OfflineCodec()
 
 
 def submit(body: bytes, **changes: Any) -> Submission:
-    wanted, _ = submission.parse(body)
-    return asyncio.run(Submissions(settings(**changes), CODEC).make(wanted, None))
+    wanted, _ = parse(SagaRequest, body)
+    return asyncio.run(_make(wanted, settings(**changes)))
+
+
+async def _make(wanted: SagaRequest, limits: Settings) -> Submission:
+    return await Submissions(limits, Encoder(limits, CODEC)).make(wanted, None)
 
 
 def refused(document: Any, **changes: Any) -> Problem:
@@ -78,7 +83,7 @@ def test_a_saga_is_stored_with_every_default_written_out() -> None:
         "action_endpoint": None,
         "compensation_endpoint": None,
     }
-    assert made.services == ["billing"] and made.saga_id.version == 7
+    assert made.services == ["billing"] and made.transaction_id.version == 7
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,7 @@ def test_any_json_is_a_whole_saga_or_a_problem(document: Any) -> None:
         return
     sent = fastavro.schemaless_reader(io.BytesIO(made.payload[5:]), SCHEMAS["fluxora.SagaStarted"], None)
     stored = orjson.loads(made.definition)
-    assert sent == stored | {"transaction_id": str(made.saga_id)}
+    assert sent == stored | {"transaction_id": str(made.transaction_id)}
     for step, given_step in zip(stored["steps"], document["steps"], strict=True):
         assert orjson.loads(step["payload"]) == given_step.get("payload", {})
 

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.models import SagaView
-from coordinator.sagas import wait_seconds
 from coordinator.views import SagaRow, current_step_index, view
 from participant.sagas import Step, started
 from saga_processors.saga import SagaState, StepState
 from web import cursor
+from web.durations import wait_seconds
 from web.problems import Malformed
 
 AT = datetime(2026, 11, 23, 10, 0, 0, 250_000, tzinfo=UTC)
@@ -109,7 +109,7 @@ def test_wait_is_a_time_up_to_the_limit(text: str | None, seconds: float) -> Non
     assert wait_seconds(text, 60) == seconds
 
 
-@pytest.mark.parametrize("text", ["", "-1", "1h", "s", "1 s", "nan", "1e3", "٣s", "9" * 400])
+@pytest.mark.parametrize("text", ["", "-1", "1w", "s", "1 s", "nan", "1e3", "٣s", "9" * 400])
 def test_another_wait_is_malformed(text: str) -> None:
     with pytest.raises(Malformed):
         wait_seconds(text, 60)
