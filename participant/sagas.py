@@ -43,7 +43,7 @@ class Step:
     """One step of a saga; times in seconds."""
 
     service_name: str
-    #: Any JSON value.
+    #: Any JSON value; may refer to the saga's input and to results of earlier steps (saga_processors.reference).
     payload: Any = field(default_factory=dict)
     #: Unique within the saga; default ``step-<n>``.
     name: str | None = None
@@ -56,6 +56,11 @@ class Step:
     retry: Retry = field(default_factory=Retry)
     #: Of one attempt.
     timeout_seconds: float = 30.0
+    #: Makes it a step at an HTTP service: ``POST`` to this path, or absolute URL, with the payload.
+    action_endpoint: str | None = None
+    #: How that is undone: ``POST`` with ``{step_id, original_payload, saga_id, result}``. Without one there is
+    #: nothing to undo.
+    compensation_endpoint: str | None = None
 
 
 def started(
@@ -65,12 +70,21 @@ def started(
     *,
     timeout_seconds: float | None = None,
     traceparent: str | None = None,
+    version: str | None = None,
+    input: Any = None,
 ) -> dict[str, Any]:
-    """Return the ``fluxora.SagaStarted`` record; its rules are checked by whoever accepts it."""
+    """Return the ``fluxora.SagaStarted`` record; its rules are checked by whoever accepts it.
+
+    Args:
+        version: of the definition that the steps were made from; for people.
+        input: any JSON value that payloads may refer to; ``None`` = the saga has none.
+    """
     names = [step.name or f"step-{i + 1}" for i, step in enumerate(steps)]
     return {
         "transaction_id": str(saga_id),
         "name": name,
+        "version": version,
+        "input": None if input is None else orjson.dumps(input).decode(),
         "steps": [
             {
                 "name": names[i],
@@ -88,8 +102,8 @@ def started(
                     "attention_after": step.retry.attention_after,
                 },
                 "timeout_ms": _ms(step.timeout_seconds),
-                "action_endpoint": None,
-                "compensation_endpoint": None,
+                "action_endpoint": step.action_endpoint,
+                "compensation_endpoint": step.compensation_endpoint,
             }
             for i, step in enumerate(steps)
         ],
@@ -106,6 +120,8 @@ def start(
     saga_id: UUID | None = None,
     timeout_seconds: float | None = None,
     traceparent: str | None = None,
+    version: str | None = None,
+    input: Any = None,
 ) -> UUID:
     """Start a saga when the caller's transaction commits; returns its id (a UUIDv7 unless one is given).
 
@@ -117,7 +133,15 @@ def start(
     """
     saga_id = saga_id or UUID(bytes=uuid_utils.uuid7().bytes)
     whole = [step if isinstance(step, Step) else Step(**step) for step in steps]
-    record = started(saga_id, name, whole, timeout_seconds=timeout_seconds, traceparent=traceparent)
+    record = started(
+        saga_id,
+        name,
+        whole,
+        timeout_seconds=timeout_seconds,
+        traceparent=traceparent,
+        version=version,
+        input=input,
+    )
     outbox.publish(session, record, topic=INPUT_TOPIC, key=str(saga_id), type=STARTED, traceparent=traceparent)
     return saga_id
 

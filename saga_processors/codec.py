@@ -31,6 +31,8 @@ def input_from_record(name: str, record: Mapping[str, Any]) -> Input:
             return DeadlinePassed(due_at=to_ms(record["due_at"]))
         case "fluxora.SagaStarted":
             return saga_codec.started_from_record(record)
+        case "fluxora.RequestMade" if record["request"] in ("CANCEL", "RETRY", "SKIP"):
+            return saga_codec.request_from_record(record)
     raise UndecodableRecord(f"{name} is no input of a transaction")
 
 
@@ -39,7 +41,7 @@ def input_to_json(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: to_ms(value) if isinstance(value, datetime) else value
         for key, value in record.items()
-        if key not in ("transaction_id", "steps") and value is not None
+        if key not in ("transaction_id", "steps", "input") and value is not None
     }
 
 

@@ -1,24 +1,31 @@
 """What a saga is made of, and the rules it must keep. Pure: standard library only.
 
 A definition travels whole in the transaction's first input, so what is stored with a saga never changes under it.
-All times are integer milliseconds; JSON values are kept as text, the machine never looks into them.
+All times are integer milliseconds; JSON values are kept as text, which the machine looks into only where a payload
+refers to them (``saga_processors.reference``).
 """
 
-import json
 import re
 import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
+from saga_processors import endpoint, reference
+
 #: Names of sagas, steps, services and commands: what fits a Kafka topic name and a URL path segment.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 #: W3C Trace Context, version 00 or a later one in the same form.
 TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+#: Of a registered definition; for people.
+VERSION = re.compile(r"[\x21-\x7e]{1,100}")
 #: A step waits at least this long for an answer, so a typing error cannot make a busy loop.
 MIN_TIMEOUT_MS = 100
 MAX_TIMEOUT_MS = 30 * 24 * 3600 * 1000
 MAX_ATTEMPTS = 1000
+#: How long the waits of a step that is tried without end become, once it has called for attention: hundreds of sagas
+#: that wait for one dead service must not fill the log. A policy whose ``max_delay_ms`` is longer keeps that.
+LONG_DELAY_MS = 5 * 60 * 1000
 
 
 class InvalidDefinition(ValueError):
@@ -50,6 +57,9 @@ class RetryPolicy:
 
     The wait before attempt n+1 is ``initial * multiplier^(n-1)``, at most ``max_delay_ms``, of which a share of
     up to ``jitter`` is taken off, so that many sagas that failed together do not come back together.
+
+    Where attempts have no limit (a compensation, a retriable step, a pivot in doubt), the wait goes on growing once
+    the saga needs attention: from its value then by the multiplier, at least by 2, up to ``LONG_DELAY_MS``.
     """
 
     #: Attempts of an action in all; compensations have no limit.
@@ -61,12 +71,22 @@ class RetryPolicy:
     #: From this attempt on, a saga that cannot go on without an answer is shown with ``needs_attention``.
     attention_after: int
 
-    def delay_ms(self, attempt: int, seed: str) -> int:
-        """Wait after ``attempt`` (from 1) in ms. A function of its arguments: a replay waits exactly as long."""
-        grown = self.initial_delay_ms * self.multiplier ** min(attempt - 1, 64)
-        base = min(grown, float(self.max_delay_ms))
+    def delay_ms(self, attempt: int, seed: str, slower_after: int | None = None) -> int:
+        """Wait after ``attempt`` (from 1) in ms. A function of its arguments: a replay waits exactly as long.
+
+        Args:
+            slower_after: the attempt after which waits grow up to ``LONG_DELAY_MS``; ``None`` = they do not.
+        """
+        if slower_after is None or attempt <= slower_after:
+            base = self._capped(attempt)
+        else:
+            grown = self._capped(slower_after) * max(self.multiplier, 2.0) ** min(attempt - slower_after, 64)
+            base = min(grown, float(max(self.max_delay_ms, LONG_DELAY_MS)))
         share = zlib.crc32(f"{seed}:{attempt}".encode()) / 0xFFFFFFFF
         return max(1, int(base * (1.0 - self.jitter * share)))
+
+    def _capped(self, attempt: int) -> float:
+        return min(self.initial_delay_ms * self.multiplier ** min(attempt - 1, 64), float(self.max_delay_ms))
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +95,7 @@ class StepDefinition:
     service_name: str
     #: Which handler of the service runs.
     command: str
-    #: JSON text, given to the action and again to the compensation.
+    #: JSON text, given to the action and again to the compensation; may hold references.
     payload: str
     #: Names of the steps that must have been executed before this one starts.
     depends_on: tuple[str, ...]
@@ -83,8 +103,15 @@ class StepDefinition:
     retry: RetryPolicy
     #: How long one attempt may take before it counts as unanswered, ms.
     timeout_ms: int
+    #: Makes it an HTTP step: a path at the service, or an absolute URL.
     action_endpoint: str | None = None
+    #: Of an HTTP step; without one there is nothing to undo, and its compensation is settled without a call.
     compensation_endpoint: str | None = None
+
+    @property
+    def over_http(self) -> bool:
+        """Whether the relay calls it. Then no barrier orders its action and its compensation: the machine must."""
+        return self.action_endpoint is not None
 
 
 @dataclass(frozen=True)
@@ -94,6 +121,25 @@ class SagaDefinition:
     #: Of the whole saga from its first input, ms; ``None`` = no limit.
     timeout_ms: int | None = None
     traceparent: str | None = None
+    #: Of the registered definition it was made from.
+    version: str | None = None
+    #: JSON text; what payloads may refer to.
+    input: str | None = None
+
+    @cached_property
+    def templates(self) -> tuple[reference.Template | None, ...]:
+        """For each step its payload taken apart; ``None`` where it holds no reference.
+
+        Raises:
+            InvalidDefinition: one is none; never after ``check``.
+        """
+        return tuple(self._template(i, step.payload) for i, step in enumerate(self.steps))
+
+    def _template(self, i: int, payload: str) -> reference.Template | None:
+        try:
+            return reference.parse(payload, self.index)
+        except reference.InvalidReference as error:
+            raise InvalidDefinition(f"steps[{i}].payload{error.where}", error.rule) from error
 
     @cached_property
     def index(self) -> dict[str, int]:
@@ -123,6 +169,10 @@ class SagaDefinition:
             raise InvalidDefinition("traceparent", "is a W3C Trace Context header: 00-<32 hex>-<16 hex>-<2 hex>")
         if self.timeout_ms is not None:
             _check_timeout("timeout_seconds", self.timeout_ms)
+        if self.version is not None and not VERSION.fullmatch(self.version):
+            raise InvalidDefinition("version", "is 1 to 100 printable ASCII characters without spaces")
+        if self.input is not None:
+            _check_json("input", self.input)
         seen: dict[str, int] = {}
         for i, step in enumerate(self.steps):
             _check_step(f"steps[{i}]", step)
@@ -135,7 +185,9 @@ class SagaDefinition:
             for name in step.depends_on:
                 if name not in seen:
                     raise InvalidDefinition(f"steps[{i}].depends_on", f"names steps of this saga; there is no {name!r}")
-        _check_kinds(self, _ancestors(self))
+        above = _ancestors(self)
+        _check_kinds(self, above)
+        _check_references(self, above)
 
 
 def _check_name(where: str, name: str) -> None:
@@ -153,17 +205,33 @@ def _check_timeout(where: str, timeout_ms: int) -> None:
         )
 
 
+def _check_json(where: str, text: str) -> None:
+    try:
+        reference.read(text)
+    except ValueError as error:
+        raise InvalidDefinition(where, f"is JSON text: {error}") from error
+
+
+def _check_endpoint(where: str, value: str) -> None:
+    if (rule := endpoint.broken_rule(value)) is not None:
+        raise InvalidDefinition(where, rule)
+
+
 def _check_step(where: str, step: StepDefinition) -> None:
     _check_name(f"{where}.name", step.name)
     _check_name(f"{where}.service_name", step.service_name)
     _check_name(f"{where}.command", step.command)
     _check_timeout(f"{where}.timeout_seconds", step.timeout_ms)
-    if step.action_endpoint is not None or step.compensation_endpoint is not None:
-        raise InvalidDefinition(f"{where}.action_endpoint", "is not there yet: steps address Kafka services")
-    try:
-        json.loads(step.payload)
-    except ValueError as error:
-        raise InvalidDefinition(f"{where}.payload", f"is JSON text: {error}") from error
+    if step.action_endpoint is not None:
+        _check_endpoint(f"{where}.action_endpoint", step.action_endpoint)
+    if step.compensation_endpoint is not None:
+        if step.action_endpoint is None:
+            raise InvalidDefinition(
+                f"{where}.compensation_endpoint",
+                "comes with an action_endpoint: give both for an HTTP service, none for a Kafka service",
+            )
+        _check_endpoint(f"{where}.compensation_endpoint", step.compensation_endpoint)
+    _check_json(f"{where}.payload", step.payload)
     retry = step.retry
     if not 1 <= retry.max_attempts <= MAX_ATTEMPTS:
         raise InvalidDefinition(f"{where}.retry.max_attempts", f"is between 1 and {MAX_ATTEMPTS}")
@@ -216,4 +284,32 @@ def _check_kinds(saga: SagaDefinition, above: list[set[int]]) -> None:
                     f"steps[{i}].kind",
                     f"{step.name!r} is {step.kind.lower()} and cannot be undone, so {other.name!r} "
                     f"({other.kind.lower()}, can fail) must come before it: add it to depends_on",
+                )
+
+
+def _check_references(saga: SagaDefinition, above: list[set[int]]) -> None:
+    """A bad reference is found now, not at the third step; only what a service answers is not known yet."""
+    for i, template in enumerate(saga.templates):
+        if template is None:
+            continue
+        step = saga.steps[i]
+        for found in template.references:
+            where = f"steps[{i}].payload{found.where}"
+            if found.step is None:
+                if found.default is None and reference.look_up(saga.input, found.path) is reference.MISSING:
+                    given = "the saga has no input" if saga.input is None else "this saga's input has no such value"
+                    raise InvalidDefinition(where, f"refers to {found.text!r}, but {given}: give it, or a default")
+                continue
+            other = saga.steps[found.step].name
+            if found.step not in above[i]:
+                raise InvalidDefinition(
+                    where,
+                    f"refers to results of steps that come before {step.name!r}; {other!r} does not: "
+                    "add it to depends_on",
+                )
+            if step.kind is StepKind.RETRIABLE and found.default is None:
+                raise InvalidDefinition(
+                    where,
+                    f"has a default, because {step.name!r} is retriable and cannot fail if {other!r} answers "
+                    "without this value",
                 )

@@ -4,7 +4,7 @@ from saga_processors.machine import Decision
 from saga_processors.saga import Effect as SagaEffect
 from saga_processors.saga import Input as SagaInput
 from saga_processors.saga import Saga
-from saga_processors.saga import advance as advance_saga
+from saga_processors.saga_machine import advance as advance_saga
 
 Machine = Saga
 Input = SagaInput
@@ -12,5 +12,5 @@ Effect = SagaEffect
 
 
 def advance(machine: Machine | None, event: Input, at: int) -> Decision[Machine, Effect]:
-    """Fold one input into a transaction, whatever its kind; see ``saga.advance``."""
+    """Fold one input into a transaction, whatever its kind; see ``saga_machine.advance``."""
     return advance_saga(machine, event, at)

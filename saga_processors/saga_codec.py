@@ -3,13 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
+from uuid import UUID
 
+from participant.command import REASON_LIMIT, RESULT_LIMIT
+from saga_processors import endpoint
 from saga_processors.definition import RetryPolicy, SagaDefinition, StepDefinition, StepKind
-from saga_processors.records import EVENTS_TOPIC, HTTP_COMMANDS_TOPIC, KafkaRecord, command_id, kafka_record
+from saga_processors.machine import Request
+from saga_processors.records import EVENTS_TOPIC, HTTP_COMMANDS_TOPIC, KafkaRecord, command_id, from_ms, kafka_record
 from saga_processors.saga import (
     Effect,
     EventType,
     Operation,
+    OperatorRequest,
     Outcome,
     PublishEvent,
     Saga,
@@ -20,7 +25,11 @@ from saga_processors.saga import (
     StepReplied,
     StepState,
 )
+from saga_processors.saga_machine import payload_of
 from schemas import Codec
+
+#: Characters of an operator's name that are kept.
+WHO_LIMIT = 200
 
 # ── Inputs ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -46,6 +55,8 @@ def definition_from_record(record: Mapping[str, Any]) -> SagaDefinition:
         ),
         timeout_ms=record["timeout_ms"],
         traceparent=record["traceparent"],
+        version=record.get("version"),
+        input=record.get("input"),
     )
 
 
@@ -55,14 +66,34 @@ def started_from_record(record: Mapping[str, Any]) -> SagaStarted:
 
 
 def reply_from_record(record: Mapping[str, Any]) -> StepReplied:
-    """Build the input from a ``fluxora.StepReplied`` record."""
+    """Build the input from a ``fluxora.StepReplied`` record.
+
+    What it holds goes into other records. Our participants and the relay keep the limits; of anybody else's answer
+    a reason is cut, and a result that is too large makes it one that says nothing: the step may have run.
+    """
+    outcome, result, reason = Outcome(record["outcome"]), record["result"], record["reason"]
+    if result is not None and len(result) * 4 > RESULT_LIMIT and len(result.encode()) > RESULT_LIMIT:
+        reason = f"the result has {len(result.encode())} bytes; {RESULT_LIMIT} may be"
+        outcome, result = Outcome.UNKNOWN, None
     return StepReplied(
         step=record["step"],
         operation=Operation(record["operation"]),
         attempt=record["attempt"],
-        outcome=Outcome(record["outcome"]),
-        result=record["result"],
-        reason=record["reason"],
+        outcome=outcome,
+        result=result,
+        reason=None if reason is None else reason[:REASON_LIMIT],
+    )
+
+
+def request_from_record(record: Mapping[str, Any]) -> OperatorRequest:
+    """Build the input from a ``fluxora.RequestMade`` record with CANCEL, RETRY or SKIP."""
+    who, why = record["who"], record["why"]
+    return OperatorRequest(
+        request_id=str(UUID(record["request_id"])),
+        request=Request(record["request"]),
+        step=record["step"],
+        who=None if who is None else who[:WHO_LIMIT],
+        why=None if why is None else why[:REASON_LIMIT],
     )
 
 
@@ -86,6 +117,8 @@ def progress_to_json(saga: Saga) -> dict[str, Any]:
         progress["reason"] = saga.reason
     if saga.needs_attention:
         progress["needs_attention"] = True
+    if saga.requests:
+        progress["requests"] = saga.requests
     return progress
 
 
@@ -110,6 +143,7 @@ def saga_from_json(definition: Mapping[str, Any], state: str, progress: Mapping[
         reason=progress.get("reason"),
         needs_attention=progress.get("needs_attention", False),
         events=progress["events"],
+        requests=tuple(progress.get("requests", ())),
     )
 
 
@@ -156,25 +190,12 @@ def effect_to_record(codec: Codec, transaction_id: str, saga: Saga, effect: Effe
         case SendCommand():
             step = definition.steps[effect.step]
             id = command_id(transaction_id, step.name, effect.operation.value, effect.attempt)
-            undo = effect.operation is Operation.COMPENSATION
-            topic = f"{step.service_name}.commands" if step.action_endpoint is None else HTTP_COMMANDS_TOPIC
-            type = "fluxora.StepCommand"
-            value = codec.encode(
-                type,
-                {
-                    "command_id": id,
-                    "transaction_id": transaction_id,
-                    "saga_name": definition.name,
-                    "step": step.name,
-                    "command": step.command,
-                    "operation": effect.operation.value,
-                    "attempt": effect.attempt,
-                    "final": effect.final,
-                    "must_succeed": step.kind is StepKind.RETRIABLE,
-                    "payload": step.payload,
-                    "result": saga.steps[effect.step].result if undo else None,
-                },
-            )
+            if step.action_endpoint is None:
+                topic, type = f"{step.service_name}.commands", "fluxora.StepCommand"
+                value = codec.encode(type, _kafka_command(id, transaction_id, saga, effect))
+            else:
+                topic, type = HTTP_COMMANDS_TOPIC, "fluxora.HttpCommand"
+                value = codec.encode(type, _http_command(id, transaction_id, saga, effect, at))
         case PublishEvent():
             id = f"{transaction_id}:{effect.sequence}"
             topic = EVENTS_TOPIC
@@ -195,3 +216,49 @@ def effect_to_record(codec: Codec, transaction_id: str, saga: Saga, effect: Effe
             )
             type = f"{type}.{effect.type}"
     return kafka_record(topic, transaction_id, value, id=id, type=type, at=at, traceparent=definition.traceparent)
+
+
+def _kafka_command(id: str, transaction_id: str, saga: Saga, command: SendCommand) -> dict[str, Any]:
+    step = saga.definition.steps[command.step]
+    return {
+        "command_id": id,
+        "transaction_id": transaction_id,
+        "saga_name": saga.definition.name,
+        "step": step.name,
+        "command": step.command,
+        "operation": command.operation.value,
+        "attempt": command.attempt,
+        "final": command.final,
+        "must_succeed": step.kind is StepKind.RETRIABLE,
+        "payload": payload_of(saga.definition, saga.steps, command.step),
+        "result": saga.steps[command.step].result if command.operation is Operation.COMPENSATION else None,
+    }
+
+
+def _http_command(id: str, transaction_id: str, saga: Saga, command: SendCommand, at: int) -> dict[str, Any]:
+    step = saga.definition.steps[command.step]
+    body = payload_of(saga.definition, saga.steps, command.step)
+    address = step.action_endpoint
+    if command.operation is Operation.COMPENSATION:
+        address = step.compensation_endpoint
+        # Names and ids have no character that JSON escapes; payload and result are JSON.
+        body = (
+            f'{{"step_id":"{step.name}","original_payload":{body},"saga_id":"{transaction_id}",'
+            f'"result":{saga.steps[command.step].result or "null"}}}'
+        )
+    assert address is not None, "a step without a compensation_endpoint is undone without a call"
+    service_url, path = endpoint.split(address)
+    return {
+        "command_id": id,
+        "transaction_id": transaction_id,
+        "subject": step.name,
+        "operation": command.operation.value,
+        "attempt": command.attempt,
+        "idempotency_key": f"{transaction_id}:{step.name}:{command.operation.value.lower()}",
+        "service_name": step.service_name,
+        "service_url": service_url,
+        "endpoint": path,
+        "body": body,
+        "timeout_ms": step.timeout_ms,
+        "expires_at": from_ms(at + step.timeout_ms),
+    }

@@ -35,7 +35,10 @@ ALLOWED = {
 }
 
 #: Modules that decide: standard library and each other, nothing else.
-PURE = {f"saga_processors.{name}" for name in ("definition", "machine", "machines", "partition", "saga")}
+PURE = {
+    f"saga_processors.{name}"
+    for name in ("definition", "endpoint", "machine", "machines", "partition", "reference", "saga", "saga_machine")
+}
 
 
 def modules(package: str) -> list[Path]:
@@ -50,7 +53,10 @@ def imported(file: Path) -> set[str]:
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
-            names.add(node.module or "")
+            # A module may be imported from its package.
+            names |= {
+                f"{node.module}.{alias.name}" if node.module in OURS else node.module or "" for alias in node.names
+            }
     return names
 
 

@@ -11,8 +11,8 @@ from saga_processors.saga import (
     SagaStarted,
     SendCommand,
     StepReplied,
-    advance,
 )
+from saga_processors.saga_machine import advance
 
 RETRY = RetryPolicy(
     max_attempts=2, initial_delay_ms=100, max_delay_ms=1_000, multiplier=2.0, jitter=0.0, attention_after=3

@@ -23,8 +23,8 @@ from saga_processors.saga import (
     SendCommand,
     StepReplied,
     StepState,
-    advance,
 )
+from saga_processors.saga_machine import advance
 
 MAX_STEPS = 5
 
@@ -176,6 +176,8 @@ def codec_definition(definition: SagaDefinition) -> dict[str, object]:
         "name": definition.name,
         "timeout_ms": definition.timeout_ms,
         "traceparent": definition.traceparent,
+        "version": definition.version,
+        "input": definition.input,
         "steps": [
             {
                 **{f: getattr(step, f) for f in step.__slots__},
