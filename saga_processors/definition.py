@@ -6,10 +6,11 @@ All times are integer milliseconds; JSON values are kept as text, the machine ne
 
 import json
 import re
-import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+
+from saga_processors.backoff import wait_ms
 
 #: Names of sagas, steps, services and commands: what fits a Kafka topic name and a URL path segment.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -63,10 +64,14 @@ class RetryPolicy:
 
     def delay_ms(self, attempt: int, seed: str) -> int:
         """Wait after ``attempt`` (from 1) in ms. A function of its arguments: a replay waits exactly as long."""
-        grown = self.initial_delay_ms * self.multiplier ** min(attempt - 1, 64)
-        base = min(grown, float(self.max_delay_ms))
-        share = zlib.crc32(f"{seed}:{attempt}".encode()) / 0xFFFFFFFF
-        return max(1, int(base * (1.0 - self.jitter * share)))
+        return wait_ms(
+            attempt,
+            seed,
+            initial_ms=self.initial_delay_ms,
+            max_ms=self.max_delay_ms,
+            multiplier=self.multiplier,
+            jitter=self.jitter,
+        )
 
 
 @dataclass(frozen=True, slots=True)

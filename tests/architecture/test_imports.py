@@ -35,7 +35,19 @@ ALLOWED = {
 }
 
 #: Modules that decide: standard library and each other, nothing else.
-PURE = {f"saga_processors.{name}" for name in ("definition", "machine", "machines", "partition", "saga")}
+PURE = {
+    f"saga_processors.{name}"
+    for name in (
+        "backoff",
+        "definition",
+        "machine",
+        "machines",
+        "partition",
+        "saga",
+        "transaction",
+        "transaction_definition",
+    )
+}
 
 
 def modules(package: str) -> list[Path]:

@@ -18,6 +18,7 @@ from saga_processors.partition import Halted, Record
 from saga_processors.processor import Processor
 from saga_processors.records import KafkaRecord
 from saga_processors.store import Store
+from saga_processors.transaction_definition import Policy
 from tests.platform import Platform
 
 TOPIC_ID = "the-topic"
@@ -83,6 +84,7 @@ def make(platform: Platform, store: Store, input_log: InputLog, sent: Sent, topi
         batch_size=100,
         cache_size=100,
         max_steps=10,
+        policy=Policy(),
     )
 
 
