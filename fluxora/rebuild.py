@@ -180,6 +180,7 @@ class Rebuild:
             batch_size=settings.batch_size,
             cache_size=settings.cache_size,
             max_steps=settings.max_steps,
+            policy=settings.policy,
         )
         done, total = 0, sum(ends.values())
         try:

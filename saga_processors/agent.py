@@ -129,6 +129,7 @@ class SagaWorker:
             batch_size=settings.batch_size,
             cache_size=settings.cache_size,
             max_steps=settings.max_steps,
+            policy=settings.policy,
         )
 
     async def _fold(self, processor: Processor) -> None:

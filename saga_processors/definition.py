@@ -6,12 +6,12 @@ refers to them (``saga_processors.reference``).
 """
 
 import re
-import zlib
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
 
 from saga_processors import endpoint, reference
+from saga_processors.backoff import jittered
 
 #: Names of sagas, steps, services and commands: what fits a Kafka topic name and a URL path segment.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -82,8 +82,7 @@ class RetryPolicy:
         else:
             grown = self._capped(slower_after) * max(self.multiplier, 2.0) ** min(attempt - slower_after, 64)
             base = min(grown, float(max(self.max_delay_ms, LONG_DELAY_MS)))
-        share = zlib.crc32(f"{seed}:{attempt}".encode()) / 0xFFFFFFFF
-        return max(1, int(base * (1.0 - self.jitter * share)))
+        return jittered(base, attempt, seed, self.jitter)
 
     def _capped(self, attempt: int) -> float:
         return min(self.initial_delay_ms * self.multiplier ** min(attempt - 1, 64), float(self.max_delay_ms))

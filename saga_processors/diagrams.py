@@ -1,4 +1,4 @@
-"""``python -m saga_processors.diagrams [--check]``: docs/machines.md from the machine's tables.
+"""``python -m saga_processors.diagrams [--check]``: docs/machines.md from the machines' tables.
 
 With ``--check`` it writes nothing and exits 1 when the file is not what the tables say.
 """
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from saga_processors.saga import SAGA_MOVES, STEP_MOVES
+from saga_processors.transaction import PARTICIPANT_MOVES, TRANSACTION_MOVES
 
 FILE = Path(__file__).parent.parent / "docs" / "machines.md"
 
@@ -33,8 +34,8 @@ def page() -> str:
     """Return the whole of docs/machines.md."""
     return f"""# The machines
 
-Generated from the tables in `saga_processors/saga.py` by `python -m saga_processors.diagrams`; `make check` fails
-when they differ. Edit the tables, never this file.
+Generated from the tables in `saga_processors/saga.py` and `saga_processors/transaction.py` by
+`python -m saga_processors.diagrams`; `make check` fails when they differ. Edit the tables, never this file.
 
 ## A saga
 
@@ -43,6 +44,14 @@ when they differ. Edit the tables, never this file.
 ## A step of a saga
 
 {diagram(STEP_MOVES)}
+
+## A two-phase commit
+
+{diagram(TRANSACTION_MOVES)}
+
+## A participant of a two-phase commit
+
+{diagram(PARTICIPANT_MOVES)}
 """
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Generic, TypeVar
 
-State = TypeVar("State")
-Effect = TypeVar("Effect")
+State = TypeVar("State", covariant=True)
+Effect = TypeVar("Effect", covariant=True)
 
 
 class Verdict(StrEnum):

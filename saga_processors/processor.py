@@ -24,6 +24,8 @@ from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.records import KafkaRecord, from_ms, to_ms
 from saga_processors.saga import SagaStarted
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
+from saga_processors.transaction import ParticipantAddRequested, Transaction, TransactionStarted
+from saga_processors.transaction_definition import Policy
 from schemas import Codec, UndecodableRecord
 
 log = structlog.get_logger()
@@ -31,6 +33,7 @@ log = structlog.get_logger()
 DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
 #: How far the clock's time may be ahead of the log's, ms.
 _CLOCK_SKEW_MS = 24 * 3600 * 1000
+_REQUEST = "fluxora.RequestMade"
 #: Characters of a reason that are kept.
 _REASON_LIMIT = 2_000
 
@@ -38,6 +41,7 @@ FOLDED = Counter("fluxora_inputs_total", "Inputs folded", ["type", "outcome"])
 SKIPPED = Counter("fluxora_inputs_redelivered_total", "Inputs that were folded already, skipped")
 FILLED = Counter("fluxora_inputs_filled_total", "Inputs that Faust did not deliver, fetched by offset")
 REPUBLISHED = Counter("fluxora_effects_republished_total", "Effects published again after a crash")
+ATTENTION = Counter("fluxora_needs_attention_total", "Transactions that began to need attention", ["kind"])
 BATCH = Histogram("fluxora_fold_inputs", "Inputs in a batch", buckets=(1, 2, 5, 10, 50, 100, 500, 1000))
 BATCH_SECONDS = Histogram("fluxora_fold_seconds", "Time of a batch by part", ["part"])
 
@@ -74,6 +78,7 @@ class Processor:
         batch_size: int,
         cache_size: int,
         max_steps: int,
+        policy: Policy,
     ) -> None:
         self._store = store
         self._codec = codec
@@ -83,6 +88,7 @@ class Processor:
         self._batch_size = batch_size
         self._cache_size = cache_size
         self._max_steps = max_steps
+        self._policy = policy
         self._positions: dict[int, PartitionPosition] = {}
         #: Newest use last. True as long as the compare-and-set succeeds: nobody else folds these transactions.
         self._cache: dict[str, Entry] = {}
@@ -265,12 +271,17 @@ class Processor:
             if key != transaction_id:
                 raise UndecodableRecord(f"the key {key[:100]!r} is not the transaction_id {transaction_id}")
             known_id = transaction_id
-            input = codecs.input_from_record(type, body)
-            if isinstance(input, SagaStarted):
-                input.definition.check(self._max_steps)
-            if isinstance(input, DeadlinePassed) and input.due_at > record.timestamp + _CLOCK_SKEW_MS:
-                raise UndecodableRecord(f"due_at {input.due_at} lies in the log's future: no clock is that wrong")
-        except (UndecodableRecord, InvalidDefinition, ValueError, KeyError, TypeError) as error:
+            input = codecs.input_from_record(type, body, self._policy)
+            match input:
+                case SagaStarted():
+                    input.definition.check(self._max_steps)
+                case TransactionStarted():
+                    input.definition.check()
+                case ParticipantAddRequested():
+                    input.participant.check()
+                case DeadlinePassed() if input.due_at > record.timestamp + _CLOCK_SKEW_MS:
+                    raise UndecodableRecord(f"due_at {input.due_at} lies in the log's future: no clock is that wrong")
+        except (UndecodableRecord, InvalidDefinition, ValueError, KeyError, TypeError, RecursionError) as error:
             return Decoded(record, known_id, type, None, None, _describe(error))
         return Decoded(record, transaction_id, type, body, input)
 
@@ -301,9 +312,13 @@ class Processor:
                 outcome, reason, effects = decision.verdict, decision.reason, decision.effects
                 if decision.machine is not None:
                     state = decision.machine.state
+                    _note(id, None if entry is None else entry.machine, decision.machine, write)
                     entry = self._changed(decoded, write, entry, decision.machine, decision.verdict is Verdict.APPLIED)
         if entry is not None:
             self._cache[id] = entry
+        if decoded.type == _REQUEST:
+            # Whatever the answer is, and also if there is no such transaction: somebody waits for it.
+            write.awaited.add(id)
         write.journal.append(
             JournalRow(
                 record.partition,
@@ -361,6 +376,7 @@ class Processor:
             None,
             parked=True,
             definition=codecs.definition_to_json(decoded.body),
+            kind=codecs.KINDS.get(decoded.type, "saga"),
             seen_at=from_ms(decoded.record.timestamp),
         )
         write.created[id] = entry
@@ -395,6 +411,17 @@ class Processor:
                 del self._cache[id]
         while len(self._cache) > self._cache_size:
             del self._cache[next(iter(self._cache))]
+
+
+def _note(id: str, before: Machine | None, after: Machine, write: BatchWrite) -> None:
+    """What others want to know of a change."""
+    if after is before:
+        return
+    is_transaction = isinstance(after, Transaction)
+    if after.ended or (is_transaction and (before is None or before.state != after.state)):
+        write.awaited.add(id)
+    if after.needs_attention and not (before is not None and before.needs_attention):
+        ATTENTION.labels("transaction" if is_transaction else "saga").inc()
 
 
 def _describe(error: Exception) -> str:

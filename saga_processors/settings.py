@@ -5,6 +5,8 @@ from typing import Annotated
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from saga_processors.transaction_definition import Policy
+
 
 class ProcessorSettings(BaseSettings):
     """Addresses come from the names every process uses; the rest has the prefix ``FLUXORA_``."""
@@ -30,6 +32,19 @@ class ProcessorSettings(BaseSettings):
     cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
     #: Steps of a saga, at most. Not below the coordinator's limit: what REST has accepted is never refused here.
     max_steps: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    #: Participants of a two-phase commit, at most. Not below the coordinator's limit.
+    max_participants: Annotated[int, Field(ge=1, le=10_000)] = 1_000
+    #: Characters that the participants of one transaction may be together: they are written with every change of it.
+    max_participants_size: Annotated[int, Field(ge=1_000, le=16 * 1024 * 1024)] = 1024 * 1024
+    #: Seconds until one call to prepare, commit or abort counts as unanswered (a Kafka participant's vote has as long
+    #: as the transaction). What an undecided transaction began with stays with it.
+    participant_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
+    #: Seconds before the second attempt to commit or abort; then it doubles.
+    participant_retry_initial: Annotated[float, Field(ge=0.01, le=3600)] = 0.5
+    #: Seconds between attempts to commit or abort, at most.
+    participant_retry_max: Annotated[float, Field(ge=0.01, le=24 * 3600)] = 60.0
+    #: Attempts to commit or abort after which a transaction is shown with needs_attention.
+    participant_attention_after: Annotated[int, Field(ge=1, le=1_000)] = 10
     #: Seconds until the group gives up on a processor that does not answer.
     session_timeout: Annotated[float, Field(ge=1, le=300)] = 6.0
     #: Seconds between looks for inputs that Faust has skipped.
@@ -46,3 +61,15 @@ class ProcessorSettings(BaseSettings):
     clock_lease: Annotated[float, Field(ge=1, le=3600)] = 15.0
     #: Deadlines claimed at once.
     clock_batch: Annotated[int, Field(ge=1, le=10_000)] = 500
+
+    @property
+    def policy(self) -> Policy:
+        """Of the two-phase commits that begin."""
+        return Policy(
+            attempt_timeout_ms=round(self.participant_timeout * 1000),
+            initial_delay_ms=round(self.participant_retry_initial * 1000),
+            max_delay_ms=round(self.participant_retry_max * 1000),
+            attention_after=self.participant_attention_after,
+            max_participants=self.max_participants,
+            max_size=self.max_participants_size,
+        )

@@ -14,14 +14,16 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
 from participant.arrays import text_array
-from saga_processors.codec import machine_from_json, progress_to_json
+from saga_processors.codec import machine_from_json, name_of, progress_to_json, services_of
 from saga_processors.machines import Machine
 from saga_processors.partition import Halted, PartitionPosition
 from saga_processors.records import from_ms
+from saga_processors.transaction import Transaction
 
 #: PostgreSQL limits a NOTIFY payload to 8000 bytes; an id takes 37.
 _IDS_PER_NOTIFY = 200
-ENDED_CHANNEL = "fluxora_changed"
+#: Ids of transactions that somebody may be waiting for; the coordinator listens.
+CHANGED_CHANNEL = "fluxora_changed"
 EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -35,8 +37,10 @@ class Entry:
     parked: bool = False
     #: ``transactions.definition``, kept only until the first write.
     definition: dict[str, Any] | None = None
-    #: ``transactions.kind``; likewise.
+    #: ``transactions.kind``.
     kind: str = "saga"
+    #: How many participants of a two-phase commit ``transactions.services`` holds.
+    stored_participants: int = 0
     #: The log's time of the first and the latest input, where the machine does not say.
     seen_at: datetime = EPOCH
 
@@ -76,6 +80,8 @@ class BatchWrite:
     changed: dict[str, tuple[Entry, int]] = field(default_factory=dict)
     #: Those that got a DeadlinePassed: their deadline is set anew in any case.
     rearmed: set[str] = field(default_factory=set)
+    #: Those that ended, were asked for something, or (two-phase commits) changed their state.
+    awaited: set[str] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,14 +219,18 @@ class Store:
                 "left them: another processor owns them now. Nothing was written."
             )
         rows = await found.fetchall() if found is not None else []
-        return {
+        loaded = {
             id: Entry(
                 partition=partition,
                 machine=None if progress is None else machine_from_json(kind, definition, state, progress),
                 parked=parked,
+                kind=kind,
             )
             for id, partition, parked, kind, definition, state, progress in rows
         }
+        for entry in loaded.values():
+            entry.stored_participants = _participants(entry.machine)
+        return loaded
 
     async def commit(self, batch: BatchWrite) -> None:
         """Write the batch and commit. After it the decisions stand, whatever dies.
@@ -228,18 +238,14 @@ class Store:
         Raises:
             Halted: a transaction belongs to another partition, or was removed: nothing is written.
         """
-        ended = [
-            id
-            for id, entry in [*batch.created.items(), *((id, entry) for id, (entry, _) in batch.changed.items())]
-            if entry.machine is not None and entry.machine.ended
-        ]
+        awaited = list(batch.awaited)
         async with self._connection.pipeline():
             await self._insert_journal(batch.journal)
             created = await self._upsert(batch.created) if batch.created else None
             changed = await self._update(batch) if batch.changed else None
-            for i in range(0, len(ended), _IDS_PER_NOTIFY):
-                ids = ",".join(ended[i : i + _IDS_PER_NOTIFY])
-                await self._connection.execute("SELECT pg_notify(%s, %s)", (ENDED_CHANNEL, ids))
+            for i in range(0, len(awaited), _IDS_PER_NOTIFY):
+                ids = ",".join(awaited[i : i + _IDS_PER_NOTIFY])
+                await self._connection.execute("SELECT pg_notify(%s, %s)", (CHANGED_CHANNEL, ids))
         written = (created.rowcount if created else 0) + (changed.rowcount if changed else 0)
         if written != len(batch.created) + len(batch.changed):
             raise Halted(
@@ -288,7 +294,7 @@ class Store:
             (
                 text_array(created),
                 text_array(entry.kind for entry in entries),
-                text_array(entry.definition["name"] for entry in entries if entry.definition),
+                text_array(name_of(entry.kind, entry.definition or {}) for entry in entries),
                 text_array(_state(entry) for entry in entries),
                 text_array(_services(entry) for entry in entries),
                 [entry.partition for entry in entries],
@@ -309,13 +315,14 @@ class Store:
         return await self._connection.execute(
             "UPDATE transactions t SET state = v.state, version = t.version + v.folded, progress = v.progress, "
             "needs_attention = v.attention, parked = v.parked, updated_at = v.updated_at, "
+            "services = coalesce(v.services::text[], t.services), "
             "next_deadline = CASE WHEN v.deadline IS NULL OR v.rearm OR t.next_deadline IS NULL "
             "OR v.deadline < t.next_deadline THEN v.deadline ELSE t.next_deadline END, "
             "deadline_claimed_until = CASE WHEN v.deadline IS NULL OR v.rearm OR t.next_deadline IS NULL "
             "OR v.deadline < t.next_deadline THEN NULL ELSE t.deadline_claimed_until END "
             "FROM unnest(%s::uuid[], %s::smallint[], %s::text[], %s::int[], %s::json[], %s::bool[], %s::bool[], "
-            "%s::timestamptz[], %s::timestamptz[], %s::bool[]) "
-            "v (id, partition, state, folded, progress, attention, parked, updated_at, deadline, rearm) "
+            "%s::timestamptz[], %s::timestamptz[], %s::bool[], %s::text[]) "
+            "v (id, partition, state, folded, progress, attention, parked, updated_at, deadline, rearm, services) "
             "WHERE t.id = v.id AND t.partition = v.partition",
             (
                 text_array(batch.changed),
@@ -328,6 +335,7 @@ class Store:
                 [entry.updated_at for entry in entries],
                 [_deadline(entry) for entry in entries],
                 [id in batch.rearmed for id in batch.changed],
+                text_array(_changed_services(entry) for entry in entries),
             ),
         )
 
@@ -350,8 +358,17 @@ def _attention(entry: Entry) -> bool:
 
 def _services(entry: Entry) -> str:
     """An array literal within the array: unnest would flatten an array of arrays."""
-    assert entry.definition is not None
-    return text_array(sorted({step["service_name"] for step in entry.definition["steps"]}))
+    entry.stored_participants = _participants(entry.machine)
+    return text_array(services_of(entry.kind, entry.machine, entry.definition or {}))
+
+
+def _changed_services(entry: Entry) -> str | None:
+    """As :func:`_services`; ``None``: as they are stored. Participants are added, never taken away."""
+    return None if _participants(entry.machine) == entry.stored_participants else _services(entry)
+
+
+def _participants(machine: Machine | None) -> int:
+    return len(machine.participants) if isinstance(machine, Transaction) else 0
 
 
 def _deadline(entry: Entry) -> datetime | None:

@@ -37,7 +37,19 @@ ALLOWED = {
 #: Modules that decide: standard library and each other, nothing else.
 PURE = {
     f"saga_processors.{name}"
-    for name in ("definition", "endpoint", "machine", "machines", "partition", "reference", "saga", "saga_machine")
+    for name in (
+        "backoff",
+        "definition",
+        "endpoint",
+        "machine",
+        "machines",
+        "partition",
+        "reference",
+        "saga",
+        "saga_machine",
+        "transaction",
+        "transaction_definition",
+    )
 }
 
 

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from confluent_kafka import Producer
@@ -18,6 +19,7 @@ from saga_processors.partition import Halted, Record
 from saga_processors.processor import Processor
 from saga_processors.records import KafkaRecord
 from saga_processors.store import Store
+from saga_processors.transaction_definition import Policy
 from tests.platform import Platform
 
 TOPIC_ID = "the-topic"
@@ -83,6 +85,7 @@ def make(platform: Platform, store: Store, input_log: InputLog, sent: Sent, topi
         batch_size=100,
         cache_size=100,
         max_steps=10,
+        policy=Policy(),
     )
 
 
@@ -348,3 +351,202 @@ def test_a_dead_letter_that_was_not_published_is_published_from_the_log(platform
 
     sent = run(platform, database, decide_and_die, lambda processor, sent: processor.adopt([5]))
     assert [(record.topic, record.value) for record in sent.records] == [("fluxora.transactions.dlq", b"poison")]
+
+
+PARTICIPANT = {
+    "service_url": None,
+    "prepare_endpoint": "/transaction/prepare",
+    "commit_endpoint": "/transaction/commit",
+    "abort_endpoint": "/transaction/abort",
+}
+
+
+def over_kafka(name: str) -> dict[str, Any]:
+    return {"service_name": name, "transport": "KAFKA", "payload": '{"amount": 5}', **PARTICIPANT}
+
+
+def over_http(name: str) -> dict[str, Any]:
+    return {"service_name": name, "transport": "HTTP", "payload": '{"transaction_id": "forged", "n": 1}', **PARTICIPANT}
+
+
+class Inputs:
+    """The inputs of one two-phase commit, at one offset after the other."""
+
+    def __init__(self, platform: Platform, offset: int = 0) -> None:
+        self.platform = platform
+        self.id = str(uuid.uuid4())
+        self.offset = offset
+
+    def record(self, type: str, **fields: Any) -> Record:
+        value = self.platform.codec.encode(f"fluxora.{type}", {"transaction_id": self.id, **fields})
+        self.offset += 1
+        return Record(0, self.offset - 1, 1_000 + self.offset - 1, self.id.encode(), value)
+
+    def started(self, *participants: dict[str, Any], auto_commit: bool = False) -> Record:
+        return self.record(
+            "TransactionStarted", timeout_ms=30_000, auto_commit=auto_commit, participants=list(participants)
+        )
+
+    def request(self, request: str, id: str | None = None, **fields: Any) -> Record:
+        return self.record("RequestMade", request_id=id or str(uuid.uuid4()), request=request, **fields)
+
+    def reply(self, participant: str, operation: str, outcome: str = "DONE", attempt: int = 1) -> Record:
+        return self.record(
+            "ParticipantReplied",
+            command_id="c",
+            participant=participant,
+            operation=operation,
+            attempt=attempt,
+            outcome=outcome,
+        )
+
+
+def asked(platform: Platform, sent: Sent) -> list[tuple[str, dict[str, Any]]]:
+    """Commands that left, with their topics."""
+    records = [record for record in sent.records if record.topic != "fluxora.transactions.events"]
+    return [(record.topic, platform.codec.decode(record.value)[1]) for record in records]
+
+
+def test_a_two_phase_commit_goes_through_the_same_loop(platform: Platform, database: str) -> None:
+    inputs = Inputs(platform)
+    request_id = str(uuid.uuid4())
+    first = [
+        inputs.started(over_kafka("alpha"), auto_commit=False),
+        inputs.request("COMMIT"),
+        inputs.request("ADD_PARTICIPANT", participant=over_http("beta")),
+        inputs.request("PREPARE", request_id),
+    ]
+    votes = [inputs.reply("alpha", "PREPARE"), inputs.reply("beta", "PREPARE")]
+    last = [inputs.request("COMMIT"), inputs.reply("beta", "COMMIT"), inputs.reply("alpha", "COMMIT")]
+    heard: list[str] = []
+
+    async def deliver(processor: Processor, sent: Sent) -> None:
+        with psycopg.connect(database, autocommit=True) as listener:
+            listener.execute("LISTEN fluxora_changed")
+            for batch in (first[:1], first[1:], votes[:1], votes[1:], last):
+                await processor.handle(batch)
+                found = [notify.payload for notify in listener.notifies(timeout=1, stop_after=1)]
+                heard.append(found[0] if found else "")
+
+    sent = run(platform, database, deliver)
+    journal = rows(database, 'SELECT outcome, state, reason FROM journal ORDER BY "offset"')
+    assert [row[:2] for row in journal] == [
+        ("APPLIED", "STARTED"),
+        ("REJECTED", "STARTED"),
+        ("APPLIED", "STARTED"),
+        ("APPLIED", "PREPARING"),
+        ("APPLIED", "PREPARING"),
+        ("APPLIED", "PREPARED"),
+        ("APPLIED", "COMMITTING"),
+        ("APPLIED", "COMMITTING"),
+        ("APPLIED", "COMMITTED"),
+    ]
+    assert "STARTED" in journal[1][2]
+    # One who waits is told of every change of state, and of the answer to every request; not of a single vote.
+    assert [bool(text) for text in heard] == [True, True, False, True, True]
+    assert set(heard) == {inputs.id, ""}
+    assert rows(database, "SELECT kind, name, state, services, next_deadline FROM transactions") == [
+        ("transaction", "transaction", "COMMITTED", ["alpha", "beta"], None)
+    ]
+    found = rows(
+        database,
+        f"SELECT outcome FROM journal WHERE input->>'request_id' = '{request_id}' AND transaction_id IS NOT NULL",
+    )
+    assert found == [("APPLIED",)]
+    commands = asked(platform, sent)
+    assert [(topic, body["operation"], body["attempt"]) for topic, body in commands] == [
+        ("alpha.commands", "PREPARE", 1),
+        ("fluxora.http.commands", "PREPARE", 1),
+        ("alpha.commands", "COMMIT", 1),
+        ("fluxora.http.commands", "COMMIT", 1),
+    ]
+    to_alpha, to_beta = commands[0][1], commands[1][1]
+    assert to_alpha["payload"] == '{"amount": 5}'
+    assert to_alpha["command_id"] == f"{inputs.id}:alpha:prepare:1"
+    assert round(to_alpha["expires_at"].timestamp() * 1000) == 31_000
+    assert commands[2][1]["expires_at"] is None, "what is decided does not expire"
+    assert orjson.loads(to_beta["body"]) == {"transaction_id": inputs.id, "n": 1}
+    assert (to_beta["endpoint"], to_beta["timeout_ms"]) == ("/transaction/prepare", 10_000)
+    assert to_beta["idempotency_key"] == f"{inputs.id}:beta:prepare"
+    events = [platform.codec.decode(record.value) for record in sent.records if record.topic.endswith(".events")]
+    assert {name for name, _ in events} == {"fluxora.TransactionEvent"}
+    assert [event["sequence"] for _, event in events] == list(range(1, len(events) + 1))
+    assert events[-1][1]["type"] == "TransactionCommitted"
+
+
+def test_a_crash_between_the_decision_and_its_publication_sends_the_decision_and_no_other(
+    platform: Platform, database: str
+) -> None:
+    inputs = Inputs(platform)
+
+    async def decide_and_die(processor: Processor, sent: Sent) -> None:
+        await processor.handle(
+            [inputs.started(over_kafka("alpha"), over_http("beta"), auto_commit=True), inputs.request("PREPARE")]
+        )
+        await processor.handle([inputs.reply("alpha", "PREPARE")])
+        sent.records.clear()
+        sent.fails = True
+        with pytest.raises(ConnectionError):
+            await processor.handle([inputs.reply("beta", "PREPARE")])
+        assert sent.records == [], "nothing has left"
+        sent.fails = False
+
+    async def take_over(processor: Processor, sent: Sent) -> None:
+        # The clock and a client come before the decision has left: neither can turn it.
+        await processor.adopt([0])
+        await processor.handle(
+            [inputs.record("DeadlinePassed", due_at=31_000), inputs.request("ABORT"), inputs.reply("beta", "PREPARE")]
+        )
+
+    sent = run(platform, database, decide_and_die, take_over)
+    first = [(topic, body["operation"], body["attempt"]) for topic, body in asked(platform, sent)]
+    assert first == [("alpha.commands", "COMMIT", 1), ("fluxora.http.commands", "COMMIT", 1)]
+    assert [row[1] for row in rows(database, JOURNAL)[-3:]] == ["APPLIED", "REJECTED", "IGNORED"]
+
+    async def acknowledge(processor: Processor, sent: Sent) -> None:
+        await processor.handle([inputs.reply("alpha", "COMMIT"), inputs.reply("beta", "COMMIT")])
+
+    run(platform, database, acknowledge)
+    assert rows(database, "SELECT state FROM transactions") == [("COMMITTED",)]
+
+
+def test_a_transaction_restored_from_the_database_goes_on_where_it_was(platform: Platform, database: str) -> None:
+    """Every input by a processor of its own: nothing lives in memory."""
+    inputs = Inputs(platform)
+    records = [
+        inputs.started(over_kafka("alpha")),
+        inputs.request("ADD_PARTICIPANT", participant=over_http("beta")),
+        inputs.request("ADD_PARTICIPANT", participant=over_http("gamma")),
+        inputs.request("PREPARE"),
+        inputs.reply("beta", "PREPARE"),
+        inputs.reply("gamma", "PREPARE", "UNKNOWN"),
+        inputs.reply("alpha", "PREPARE"),
+        inputs.reply("alpha", "ABORT"),
+        inputs.reply("beta", "ABORT", "NO_SUCH_TRANSACTION"),
+        inputs.reply("gamma", "ABORT"),
+    ]
+    run(platform, database, *(lambda processor, sent, r=record: processor.handle([r]) for record in records))  # type: ignore[misc]
+    verdicts = [row[1] for row in rows(database, JOURNAL)]
+    assert verdicts == ["APPLIED"] * 6 + ["IGNORED"] + ["APPLIED"] * 3
+    [(state, services, progress)] = rows(database, "SELECT state, services, progress FROM transactions")
+    assert (state, services) == ("ABORTED", ["alpha", "beta", "gamma"])
+    assert [participant["state"] for participant in progress["participants"]] == ["ABORTED", "ABORTED", "FAILED"]
+
+
+def test_inputs_of_a_two_phase_commit_that_break_a_rule_are_poison(platform: Platform, database: str) -> None:
+    inputs = Inputs(platform)
+    poison = [
+        inputs.started(over_kafka("a"), over_kafka("a")),
+        inputs.started(over_kafka("a") | {"payload": "[]"}),
+        inputs.started(over_kafka("a") | {"payload": "[" * 100_000}),
+        inputs.request("ADD_PARTICIPANT"),
+        inputs.request("ADD_PARTICIPANT", participant=over_http("a") | {"commit_endpoint": "//evil/"}),
+        inputs.request("ADD_PARTICIPANT", participant=over_http("a") | {"service_url": "http://user@evil/"}),
+        inputs.request("MAKE_COFFEE"),
+        inputs.request("PREPARE", "not a uuid"),
+        inputs.request("PREPARE", who="\0"),
+    ]
+    other = [inputs.started(over_kafka("a")), inputs.reply("nobody", "PREPARE"), replied(platform, 11, inputs.id)]
+    run(platform, database, lambda processor, sent: processor.handle([*poison, *other]))
+    outcomes = [row[1] for row in rows(database, JOURNAL)]
+    assert outcomes == ["POISON"] * len(poison) + ["APPLIED", "REJECTED", "REJECTED"]

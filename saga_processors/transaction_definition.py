@@ -1,0 +1,188 @@
+"""What a two-phase commit is made of, and the rules it must keep. Pure: standard library only.
+
+All times are integer milliseconds; payloads are kept as JSON text.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NoReturn
+from urllib.parse import urlsplit
+
+from saga_processors.backoff import wait_ms
+from saga_processors.definition import MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, NAME, TRACEPARENT, InvalidDefinition
+
+#: A path, and perhaps a query, of the characters that RFC 3986 lets stand there. Nothing that could be taken for a
+#: scheme, an authority or userinfo when it is put behind a host.
+ENDPOINT = re.compile(r"/?(?:[A-Za-z0-9_.~%-][A-Za-z0-9\-._~%!$&'()*+,;=:@/?]*)?")
+#: Characters of an endpoint or a service_url.
+MAX_URL = 2_000
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How participants are asked, and how much a transaction may be. Set by whoever runs the platform."""
+
+    #: One call to prepare, commit or abort counts as unanswered after this, ms. A Kafka participant's vote has no
+    #: limit but the transaction's own.
+    attempt_timeout_ms: int = 10_000
+    #: Wait before the second attempt to commit or abort; it doubles from there.
+    initial_delay_ms: int = 500
+    #: And ends here. There is no last attempt.
+    max_delay_ms: int = 60_000
+    multiplier: float = 2.0
+    #: Share of the wait that is taken off at most.
+    jitter: float = 0.5
+    #: After so many attempts without success the transaction is shown with ``needs_attention``.
+    attention_after: int = 10
+    max_participants: int = 1_000
+    #: Of all participants together, characters: they are one value in the database, written with every change.
+    max_size: int = 1024 * 1024
+
+    def delay_ms(self, attempt: int, seed: str) -> int:
+        """Wait after ``attempt`` (from 1), ms."""
+        return wait_ms(
+            attempt,
+            seed,
+            initial_ms=self.initial_delay_ms,
+            max_ms=self.max_delay_ms,
+            multiplier=self.multiplier,
+            jitter=self.jitter,
+        )
+
+
+DEFAULT_POLICY = Policy()
+
+
+class Transport(StrEnum):
+    #: Commands go to the topic ``<service_name>.commands``.
+    KAFKA = "KAFKA"
+    #: Commands go through the relay to ``service_url``, or to where the service registry finds the name.
+    HTTP = "HTTP"
+
+
+@dataclass(frozen=True, slots=True)
+class ParticipantDefinition:
+    #: Unique within a transaction.
+    service_name: str
+    transport: Transport
+    prepare_endpoint: str
+    commit_endpoint: str
+    abort_endpoint: str
+    #: JSON text of an object; goes with every call.
+    payload: str
+    #: ``http(s)://host[:port][/path]``; whether the host is allowed is the relay's question, at every call.
+    service_url: str | None = None
+
+    @property
+    def size(self) -> int:
+        """Characters."""
+        endpoints = len(self.prepare_endpoint) + len(self.commit_endpoint) + len(self.abort_endpoint)
+        return len(self.service_name) + endpoints + len(self.payload) + len(self.service_url or "")
+
+    def check(self, where: str = "participant") -> None:
+        """Raise :class:`InvalidDefinition` for the first rule that is broken; ``where`` begins the field's path."""
+        if not NAME.fullmatch(self.service_name):
+            raise InvalidDefinition(
+                f"{where}.service_name",
+                "is 1 to 100 letters, digits, '_', '.' or '-' and starts with a letter or digit; "
+                f"got {self.service_name[:120]!r}",
+            )
+        for field in ("prepare_endpoint", "commit_endpoint", "abort_endpoint"):
+            endpoint = getattr(self, field)
+            if not ENDPOINT.fullmatch(endpoint) or not endpoint or len(endpoint) > MAX_URL or "://" in endpoint:
+                raise InvalidDefinition(
+                    f"{where}.{field}",
+                    f"is a path such as /transaction/prepare, at most {MAX_URL} characters; got {endpoint[:120]!r}",
+                )
+        if self.service_url is not None:
+            if self.transport is not Transport.HTTP:
+                raise InvalidDefinition(f"{where}.service_url", "goes with transport HTTP only")
+            _check_service_url(f"{where}.service_url", self.service_url)
+        _check_payload(f"{where}.payload", self.payload)
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionDefinition:
+    #: From the first input until the decision; an undecided transaction aborts then.
+    timeout_ms: int
+    #: Commit as soon as everybody has voted yes.
+    auto_commit: bool = False
+    #: JSON text, the client's own; shown, never read.
+    metadata: str | None = None
+    #: Those it begins with.
+    participants: tuple[ParticipantDefinition, ...] = ()
+    traceparent: str | None = None
+    policy: Policy = DEFAULT_POLICY
+
+    def check(self) -> None:
+        """Raise :class:`InvalidDefinition` for the first rule that is broken; the field is named."""
+        if not MIN_TIMEOUT_MS <= self.timeout_ms <= MAX_TIMEOUT_MS:
+            raise InvalidDefinition(
+                "timeout_seconds",
+                f"is between {MIN_TIMEOUT_MS / 1000:g} and {MAX_TIMEOUT_MS // 1000} seconds; "
+                f"got {self.timeout_ms / 1000:g}",
+            )
+        if self.traceparent is not None and not TRACEPARENT.fullmatch(self.traceparent):
+            raise InvalidDefinition("traceparent", "is a W3C Trace Context header: 00-<32 hex>-<16 hex>-<2 hex>")
+        if self.metadata is not None:
+            _parse("metadata", self.metadata)
+        most = self.policy.max_participants
+        if len(self.participants) > most:
+            raise InvalidDefinition(
+                "participants",
+                f"a transaction has at most {most} (FLUXORA_MAX_PARTICIPANTS); this one has {len(self.participants)}",
+            )
+        seen: dict[str, int] = {}
+        for i, participant in enumerate(self.participants):
+            participant.check(f"participants[{i}]")
+            if (first := seen.setdefault(participant.service_name, i)) != i:
+                raise InvalidDefinition(
+                    f"participants[{i}].service_name",
+                    f"is unique within a transaction; {participant.service_name!r} is already participants[{first}]",
+                )
+        if (size := sum(participant.size for participant in self.participants)) > self.policy.max_size:
+            raise InvalidDefinition(
+                "participants",
+                f"are at most {self.policy.max_size} characters together (FLUXORA_MAX_PARTICIPANTS_SIZE); "
+                f"these are {size}. Send large data another way and put a reference to it into the payload",
+            )
+
+
+def _check_service_url(where: str, url: str) -> None:
+    rule = f"is http(s)://host[:port][/path] without userinfo, query and fragment, at most {MAX_URL} characters"
+    if len(url) > MAX_URL or not url.isascii() or any(c <= " " or c in '\\"<>^`{|}\x7f' for c in url):
+        raise InvalidDefinition(where, rule)
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidDefinition(where, f"{rule}: {error}") from error
+    usable = parts.scheme in ("http", "https") and parts.hostname and port != 0
+    if not usable or "@" in parts.netloc or "?" in url or "#" in url:
+        raise InvalidDefinition(where, f"{rule}; got {url[:120]!r}")
+
+
+def _check_payload(where: str, text: str) -> None:
+    if not isinstance(_parse(where, text), dict):
+        raise InvalidDefinition(where, "is a JSON object: it is merged with the transaction_id")
+
+
+def _parse(where: str, text: str) -> object:
+    """Parse strictly: what passes here can be written as JSON again, in every language."""
+    try:
+        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise InvalidDefinition(where, f"is JSON text: {error}") from error
+
+
+def _no_number(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if abs(value) == float("inf"):
+        raise ValueError(f"{text[:40]} is out of range")
+    return value
