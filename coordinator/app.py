@@ -4,8 +4,6 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
-from outbox_relay.addresses import AllowList
-from outbox_relay.settings import DirectorySettings
 
 from coordinator import definitions, health, openapi, operators, sagas
 from coordinator.creation import Creation
@@ -20,6 +18,8 @@ from coordinator.settings import APPLICATION, Settings
 from coordinator.store import Store
 from coordinator.submission import Submissions
 from coordinator.waiting import Waiting
+from outbox_relay.addresses import AllowList
+from outbox_relay.settings import DirectorySettings
 from schemas import Codec
 from web.application import application
 from web.database import Database

@@ -114,7 +114,7 @@ class SagaRequest(_Body):
     version: Name | None = Field(
         default=None, description="Of the registered definition; default: the one registered last. Not with `steps`."
     )
-    input: Any = Field(default=None, description="Any JSON; payloads refer to it. Not given, there is none.")
+    input: Any = Field(default=None, description="Any JSON; payloads refer to it. null: there is none.")
     saga_id: UUID | None = Field(default=None, description="Your own id for it; default: a new UUIDv7.")
     timeout_seconds: Seconds | None = Field(
         default=None, description="Of the whole saga; then it is undone. Default: the registered definition's."

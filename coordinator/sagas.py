@@ -178,11 +178,7 @@ class Sagas:
             plan = await self._definitions.plan(wanted.name, wanted.version)
             own = wanted.timeout_seconds
             return plan if own is None else replace(plan, timeout_seconds=own)
-        if wanted.version is not None:
-            raise Malformed(
-                [("version", "names a registered definition, whose steps are run: leave out one of the two")]
-            )
-        return Plan(wanted.name, wanted.steps, wanted.timeout_seconds)
+        return Plan.own(wanted)
 
     async def _check_services(self, wanted: dict[str, list[int]]) -> None:
         """Existence of HTTP services is not checked: instances come and go, and the relay tries again."""
@@ -199,7 +195,8 @@ class Sagas:
                     (
                         f"steps[{i}].service_name",
                         f"is a service with a command topic; {name!r} has none. Add it with: "
-                        f"fluxora service add {name} --database-url postgresql://...; or give an action_endpoint, if it is an HTTP service",
+                        f"fluxora service add {name} --database-url postgresql://... "
+                        "If it is an HTTP service, give its action_endpoint",
                     )
                     for name, steps in wanted.items()
                     if name in unknown

@@ -9,12 +9,12 @@ from typing import Any, Self
 from uuid import UUID
 
 import orjson
-from outbox_relay.addresses import AddressRefused, AllowList, check_path, check_url, is_absolute
 from uuid_utils.compat import uuid7
 
 from coordinator.encoding import Encoder
 from coordinator.models import DefinitionRequest, SagaRequest, StepRequest
 from coordinator.settings import Settings
+from outbox_relay.addresses import AddressRefused, AllowList, check_path, check_url, is_absolute
 from participant import sagas
 from saga_processors import reference
 from saga_processors.codec import definition_to_json
@@ -56,6 +56,20 @@ class Plan:
     input_required: Sequence[str] = ()
 
     @classmethod
+    def own(cls, request: SagaRequest) -> Self:
+        """The request's own steps; raises Malformed."""
+        if request.version is not None:
+            raise Malformed(
+                [
+                    (
+                        "version",
+                        "is that of a registered definition, whose steps are run: give steps or version, not both",
+                    )
+                ]
+            )
+        return cls(request.name, request.steps or (), request.timeout_seconds)
+
+    @classmethod
     def registered(cls, name: str, version: str, document: DefinitionRequest) -> Self:
         return cls(name, document.steps, document.timeout_seconds, version, document.input_required)
 
@@ -76,8 +90,8 @@ class Submissions:
             TooLarge: its input, one of its payloads, or all of it, is over the limit.
             RegistryUnavailable: the first saga of this process, and the registry does not answer.
         """
-        given = _input(request, plan)
-        record = self._record(plan, request.saga_id or uuid7(), trace, given)
+        _check_input(request, plan)
+        record = self._record(plan, request.saga_id or uuid7(), trace, request.input)
         _check_definition(record, self._settings.max_steps)
         try:
             payload = await self._encoder.encode(sagas.STARTED, record)
@@ -115,7 +129,7 @@ class Submissions:
         steps = [{**step, "payload": orjson.loads(step["payload"])} for step in record["steps"]]
         return {"steps": steps, "timeout_ms": record["timeout_ms"], "input_required": sorted(set(plan.input_required))}
 
-    def _record(self, plan: Plan, saga_id: UUID, trace: str | None, given: str | None) -> dict[str, Any]:
+    def _record(self, plan: Plan, saga_id: UUID, trace: str | None, given: Any) -> dict[str, Any]:
         _check_shape(plan.steps, self._settings.max_steps)
         self._check_addresses(plan.steps)
         try:
@@ -129,9 +143,9 @@ class Submissions:
                 version=plan.version,
             )
         except orjson.JSONEncodeError as error:
-            raise Malformed([_unencodable(plan.steps)]) from error
+            raise Malformed([_unencodable(plan.steps, given)]) from error
         texts = [(f"steps[{i}].payload", step["payload"]) for i, step in enumerate(record["steps"])]
-        for field, text in (("input", given or ""), *texts):
+        for field, text in (("input", record["input"] or ""), *texts):
             self._check_size(field, text)
         return record
 
@@ -193,8 +207,7 @@ def _step(step: StepRequest) -> sagas.Step:
     )
 
 
-def _input(request: SagaRequest, plan: Plan) -> str | None:
-    """The request's input as JSON text; ``None``: it has none, which is not the input ``null``."""
+def _check_input(request: SagaRequest, plan: Plan) -> None:
     if plan.input_required:
         required = f"by version {plan.version} of {plan.name!r}"
         if not isinstance(request.input, dict):
@@ -203,12 +216,6 @@ def _input(request: SagaRequest, plan: Plan) -> str | None:
         missing = [name for name in plan.input_required if name not in request.input]
         if missing:
             raise Malformed([(f"input.{name}", f"is required {required}") for name in missing])
-    if "input" not in request.model_fields_set:
-        return None
-    try:
-        return orjson.dumps(request.input).decode()
-    except orjson.JSONEncodeError as error:
-        raise Malformed([("input", _INTEGERS)]) from error
 
 
 def _check_definition(record: dict[str, Any], max_steps: int) -> None:
@@ -248,14 +255,12 @@ def _check_shape(steps: Sequence[StepRequest], max_steps: int) -> None:
         raise Malformed(errors)
 
 
-_INTEGERS = "has integers from -2^63 to 2^64-1 only; send a larger one as a string"
-
-
-def _unencodable(steps: Sequence[StepRequest]) -> tuple[str, str]:
-    """Which payload orjson does not write, and why: the slow way, after it has failed."""
-    for i, step in enumerate(steps):
+def _unencodable(steps: Sequence[StepRequest], given: Any) -> tuple[str, str]:
+    """Which value orjson does not write, and why: the slow way, after it has failed."""
+    values = [("input", given), *((f"steps[{i}].payload", step.payload) for i, step in enumerate(steps))]
+    for field, value in values:
         try:
-            orjson.dumps(step.payload)
+            orjson.dumps(value)
         except orjson.JSONEncodeError:
-            return f"steps[{i}].payload", _INTEGERS
+            return field, "has integers from -2^63 to 2^64-1 only; send a larger one as a string"
     return "body", "can be written as JSON"

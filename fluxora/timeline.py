@@ -208,13 +208,12 @@ class _Drawing:
             case "SagaNeedsAttention":
                 self._say(at, effect.get("step"), f"needs attention{why}", Tone.TURN)
             case "StepFailed" | "StepExecuted" | "StepCompensated" as end:
-                # Mostly told by the answer already; a skip, or the end of all attempts, is not.
+                # The answer of this moment has told it already; a skip, or giving up a wait, comes without one.
                 step = self._steps[effect["step"]]
-                if step.attempt is not None or step.waits_since is not None:
-                    self._close(step, at)
-                    self._end_wait(step, at)
-                    if end == "StepFailed":
-                        self._say(at, effect["step"], "given up", Tone.BAD)
+                if end == "StepFailed" and step.waits_since != at:
+                    self._say(at, effect["step"], f"given up{why}", Tone.BAD)
+                self._close(step, at)
+                self._end_wait(step, at)
 
     # Bookkeeping
 

@@ -39,8 +39,6 @@ StepState = Literal["PENDING", "EXECUTING", "EXECUTED", "COMPENSATING", "COMPENS
 
 #: One long poll asks the coordinator for at most this; a longer wait is several.
 _POLL_SECONDS = 30.0
-#: Distinguishes "no input" from an input of ``null``.
-_NONE: Any = object()
 
 
 # As the JSON has it: a later coordinator may send more. Times are RFC 3339.
@@ -154,7 +152,7 @@ class SagaClient:
         *,
         timeout_seconds: float | None = None,
         idempotency_key: str | None = None,
-        input: Any = _NONE,
+        input: Any = None,
         version: str | None = None,
         saga_id: str | UUID | None = None,
     ) -> str:
@@ -173,9 +171,7 @@ class SagaClient:
         body: dict[str, Any] = {"name": name}
         if steps is not None:
             body["steps"] = [step.as_json() if isinstance(step, Step) else dict(step) for step in steps]
-        if input is not _NONE:
-            body["input"] = input
-        for field, value in (("timeout_seconds", timeout_seconds), ("version", version)):
+        for field, value in (("input", input), ("timeout_seconds", timeout_seconds), ("version", version)):
             if value is not None:
                 body[field] = value
         if saga_id is not None:
@@ -183,7 +179,7 @@ class SagaClient:
         return str(self._rest.call("POST", "/sagas", body, key=idempotency_key or str(uuid4()))["saga_id"])
 
     def run(
-        self, name: str, input: Any = _NONE, *, version: str | None = None, idempotency_key: str | None = None
+        self, name: str, input: Any = None, *, version: str | None = None, idempotency_key: str | None = None
     ) -> str:
         """Start the registered saga ``name``; returns its id. Raises as :meth:`start_saga`."""
         return self.start_saga(name, input=input, version=version, idempotency_key=idempotency_key)
