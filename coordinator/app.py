@@ -5,12 +5,12 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from coordinator import health, sagas
+from coordinator import definitions, health, openapi, operators, sagas
 from coordinator.creation import Creation
 from coordinator.creation_store import CreationStore
+from coordinator.definition_store import DefinitionStore
 from coordinator.encoding import Encoder
 from coordinator.metrics import Metrics
-from coordinator.models import SagaRequest
 from coordinator.request_store import RequestStore
 from coordinator.requests import Requests
 from coordinator.services import Services, kafka_topics
@@ -18,6 +18,8 @@ from coordinator.settings import APPLICATION, Settings
 from coordinator.store import Store
 from coordinator.submission import Submissions
 from coordinator.waiting import Waiting
+from outbox_relay.addresses import AllowList
+from outbox_relay.settings import DirectorySettings
 from schemas import Codec
 from web.application import application
 from web.database import Database
@@ -50,7 +52,8 @@ def create_app(
         topics or kafka_topics(settings.kafka_bootstrap_servers, settings.kafka_timeout_seconds),
     )
     encoder = Encoder(settings, codec or Codec(settings.schema_registry_url))
-    submissions = Submissions(settings, encoder)
+    submissions = Submissions(settings, encoder, AllowList.parse(DirectorySettings().allowed_hosts))
+    registered = definitions.Definitions(settings, DefinitionStore(database), submissions)
     requests = Requests(settings, RequestStore(database), waiting, encoder)
 
     @asynccontextmanager
@@ -70,12 +73,16 @@ def create_app(
     app = application(
         settings,
         metrics,
-        SagaRequest,
+        *openapi.REQUESTS,
         title="Fluxora Transactions: coordinator",
         description=DESCRIPTION,
         lifespan=lifespan,
     )
-    app.include_router(sagas.router(sagas.Sagas(settings, store, creation, waiting, services, submissions, metrics)))
+    app.include_router(
+        sagas.router(sagas.Sagas(settings, store, creation, waiting, services, registered, submissions, metrics))
+    )
+    app.include_router(definitions.router(registered))
+    app.include_router(operators.router(operators.Operators(store, requests)))
     app.include_router(health.router(database, store, waiting, services, metrics))
     app.state.release_waiters = waiting.release
     return app

@@ -46,6 +46,11 @@ class Creation:
             return await self._one(wanted)
         return await self._gathering.write(wanted)
 
+    async def holder(self, key: str) -> Created | None:
+        """What a creation with this key would find: the transaction that has it already."""
+        found = await self._store.holder(key)
+        return None if found is None else Created(*found)
+
     async def stop(self) -> None:
         await self._gathering.stop()
 

@@ -119,15 +119,15 @@ class CreationStore:
                 raise TransactionExists(str(new.transaction_id)) from error
             if written.rowcount == 1:
                 return new.transaction_id, None
-            found = await connection.execute(
-                "SELECT transaction_id, request_digest FROM public.idempotency_keys WHERE key = %s", (key,)
-            )
-            holder = await found.fetchone()
-            if holder is None:  # deleted in between
+            if (holder := await _holder(connection, key)) is None:  # deleted in between
                 return await work(connection)
-            return holder["transaction_id"], holder["request_digest"]
+            return holder
 
         return await self._database.run(work)
+
+    async def holder(self, key: str) -> tuple[UUID, bytes] | None:
+        """The id of the transaction that has this key, and the digest of the request that took it."""
+        return await self._database.run(lambda connection: _holder(connection, key))
 
     async def create_many(self, wanted: Sequence[tuple[Submission, str | None, bytes | None]]) -> set[UUID]:
         """Write transactions whose ids are new, with their keys and digests, in one transaction.
@@ -161,6 +161,14 @@ class CreationStore:
             return {row["id"] for row in await (await connection.execute(_CREATE_MANY, values)).fetchall()}
 
         return await self._database.run(work, again=False)
+
+
+async def _holder(connection: Connection, key: str | None) -> tuple[UUID, bytes] | None:
+    found = await connection.execute(
+        "SELECT transaction_id, request_digest FROM public.idempotency_keys WHERE key = %s", (key,)
+    )
+    row = await found.fetchone()
+    return None if row is None else (row["transaction_id"], row["request_digest"])
 
 
 async def _exists(connection: Connection, event_id: UUID) -> bool:

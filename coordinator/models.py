@@ -23,6 +23,9 @@ Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS)]
 #: Checked with its rule by SagaDefinition.check; here for the OpenAPI document.
 Name = Annotated[str, Field(json_schema_extra={"pattern": _NAME})]
 
+#: A length of time, read by web.durations.
+Length = Annotated[str, Field(max_length=30, json_schema_extra={"pattern": PATTERN})]
+
 _RETRY = Retry()
 
 
@@ -48,10 +51,17 @@ class RetryRequest(_Body):
 
 
 class StepRequest(_Body):
-    service_name: Name = Field(description="A Kafka service: its topic `<service_name>.commands` exists.")
+    service_name: Name = Field(
+        description="A Kafka service, whose topic `<service_name>.commands` exists; with `action_endpoint` an HTTP one."
+    )
     name: Name | None = Field(default=None, description="Unique in the saga; default `step-<n>`, n from 1.")
     command: Name | None = Field(default=None, description="Which handler of the service runs; default: the name.")
-    payload: Any = Field(default_factory=dict, description="Any JSON; given to the action and to the compensation.")
+    payload: Any = Field(
+        default_factory=dict,
+        description="Any JSON; given to the action and to the compensation. An object "
+        '`{"$from": "input.customer.id"}` or `{"$from": "steps.reserve.result.order_id", "default": null}` '
+        "in it is replaced by that value.",
+    )
     depends_on: list[Name] | None = Field(
         default=None,
         description="Steps that must have been executed; default: the one before it in the list.",
@@ -60,9 +70,13 @@ class StepRequest(_Body):
     retry: RetryRequest | None = None
     timeout_seconds: Seconds = Field(default=Step("").timeout_seconds, description="Of one attempt.")
     action_endpoint: str | None = Field(
-        default=None, description="HTTP steps come with the next release; until then a value here is refused."
+        default=None,
+        description="Makes it a step of an HTTP service, found in the service registry by its `service_name`: the "
+        "action is posted here. A path such as `/reserve`, or an absolute URL whose host is on the allow-list.",
     )
-    compensation_endpoint: str | None = Field(default=None, description="As `action_endpoint`.")
+    compensation_endpoint: str | None = Field(
+        default=None, description="Where the compensation is posted; with `action_endpoint` only."
+    )
 
 
 class SagaRequest(_Body):
@@ -92,10 +106,118 @@ class SagaRequest(_Body):
         }
     )
 
-    name: Name
-    steps: list[StepRequest] = Field(description="Run in this order unless `depends_on` says otherwise.")
+    name: Name = Field(description="Of the saga; without `steps` that of a registered definition.")
+    steps: list[StepRequest] | None = Field(
+        default=None,
+        description="Run in this order unless `depends_on` says otherwise; default: the registered ones.",
+    )
+    version: Name | None = Field(
+        default=None, description="Of the registered definition; default: the one registered last. Not with `steps`."
+    )
+    input: Any = Field(default=None, description="Any JSON; payloads refer to it. null: there is none.")
     saga_id: UUID | None = Field(default=None, description="Your own id for it; default: a new UUIDv7.")
+    timeout_seconds: Seconds | None = Field(
+        default=None, description="Of the whole saga; then it is undone. Default: the registered definition's."
+    )
+
+
+class DefinitionRequest(_Body):
+    """A saga that is registered under a name and a version, to be run with an input."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "description": "Bills what a customer has used.",
+                    "input_required": ["meter"],
+                    "steps": [
+                        {
+                            "name": "forecast",
+                            "service_name": "forecasts",
+                            "payload": {"meter": {"$from": "input.meter"}},
+                        },
+                        {
+                            "name": "bill",
+                            "service_name": "billing",
+                            "action_endpoint": "/bills",
+                            "compensation_endpoint": "/bills/cancel",
+                            "payload": {"kwh": {"$from": "steps.forecast.result.kwh"}},
+                        },
+                    ],
+                    "timeout_seconds": 300,
+                }
+            ]
+        }
+    )
+
+    steps: list[StepRequest] = Field(description="As in `POST /sagas`.")
     timeout_seconds: Seconds | None = Field(default=None, description="Of the whole saga; then it is undone.")
+    input_required: list[Annotated[str, Field(min_length=1, max_length=200)]] = Field(
+        default_factory=list, max_length=100, description="Names that the input, an object, must have."
+    )
+    description: str | None = Field(default=None, max_length=2000, description="For people.")
+
+
+class DefinitionView(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: str
+    definition: DefinitionRequest = Field(description="The document, as it was registered.")
+    created_at: datetime
+
+
+class DefinitionRegistered(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: str
+    registered: bool = Field(description="True: now; false: it was, the same.")
+    created_at: datetime
+
+
+class DefinitionSummary(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    version: str
+    description: str | None
+    steps: list[str] = Field(description="Their names.")
+    created_at: datetime
+
+
+class DefinitionPage(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    definitions: list[DefinitionSummary] = Field(description="The one registered last first.")
+    next: str | None = Field(description="The next page's path and query; null = this was the last.")
+    next_cursor: str | None = Field(description="The cursor in it.")
+
+
+class PageQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int | None = Field(default=None, ge=1, description="Items on a page.")
+    cursor: str | None = Field(default=None, max_length=200, description="`next_cursor` of the page before.")
+
+
+#: No control characters: PostgreSQL takes a NUL for the end of everything, terminals take others for commands.
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+class CancelRequest(_Body):
+    """An operator's request; who and why are kept in the journal."""
+
+    who: _Line = Field(default="unknown", max_length=200, description="Who asks.")
+    why: _Line | None = Field(default=None, max_length=1000, description="For whoever reads the journal.")
+
+
+class RetryNowRequest(CancelRequest):
+    step: Name | None = Field(default=None, max_length=100, description="Only this step; default: all that wait.")
+
+
+class SkipRequest(CancelRequest):
+    step: Name = Field(max_length=100, description="The step whose action, or compensation, is taken for done.")
 
 
 class SagaCreated(BaseModel):
@@ -117,8 +239,12 @@ class StepView(BaseModel):
     command: str
     kind: Literal["compensatable", "pivot", "retriable"]
     depends_on: list[str]
-    payload: Any
+    action_endpoint: str | None = Field(description="Of an HTTP service; null: a Kafka service.")
+    compensation_endpoint: str | None
+    timeout_seconds: float = Field(description="Of one attempt.")
+    payload: Any = Field(description="As it was given: with its references.")
     state: StepState
+    skipped: bool = Field(description="An operator took its action, or its compensation, for done.")
     attempt: int = Field(description="Of the action, or of the compensation once that runs; 0 = not begun.")
     result: Any = Field(description="What the action answered; null until then.")
     reason: str | None = Field(description="Of a refusal or of the last failed attempt.")
@@ -134,6 +260,8 @@ class SagaView(BaseModel):
 
     saga_id: UUID
     name: str
+    version: str | None = Field(description="Of the registered definition that it runs.")
+    input: Any
     state: SagaState
     steps: list[StepView]
     current_step_index: int = Field(
@@ -147,6 +275,28 @@ class SagaView(BaseModel):
     timeout_at: datetime | None
     created_at: datetime
     updated_at: datetime
+
+
+class HistoryEntry(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    offset: int = Field(description="Its place in the log.")
+    at: datetime = Field(description="The log's time.")
+    type: str = Field(description="Of the input, such as `fluxora.StepReplied`.")
+    input: dict[str, Any] | None = Field(description="What came; a saga's first without its steps.")
+    verdict: Literal["APPLIED", "IGNORED", "REJECTED", "POISON", "PARKED"]
+    reason: str | None
+    state: str | None = Field(description="The saga's, after it.")
+    effects: list[dict[str, Any]] = Field(description="What left because of it: commands (`send`), events (`publish`).")
+
+
+class HistoryPage(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    saga_id: UUID
+    entries: list[HistoryEntry] = Field(description="In the order of the log.")
+    next: str | None = Field(description="The next page's path and query; null = there are no more yet.")
+    next_cursor: str | None = Field(description="The cursor in it.")
 
 
 class SagaSummary(BaseModel):
@@ -190,6 +340,10 @@ class ListQuery(BaseModel):
     service: str | None = Field(default=None, pattern=_NAME, description="With a step at this service.")
     created_after: Time | None = Field(default=None, description="RFC 3339, exclusive.")
     created_before: Time | None = Field(default=None, description="RFC 3339, exclusive.")
+    older_than: Length | None = Field(
+        default=None, description="Started longer ago than this: `30s`, `5m`, `2h`, `7d`."
+    )
+    younger_than: Length | None = Field(default=None, description="Started since: as `older_than`.")
     needs_attention: bool | None = None
     limit: int | None = Field(default=None, ge=1, description="Sagas on a page.")
     cursor: str | None = Field(default=None, max_length=200, description="`next_cursor` of the page before.")

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from coordinator.models import SagaRequest
+from coordinator.models import CancelRequest, DefinitionRequest, RetryNowRequest, SagaRequest, SkipRequest
 from web import openapi
 
 _EXAMPLES: Mapping[int, Mapping[str, Any]] = {
@@ -29,4 +29,10 @@ _EXAMPLES: Mapping[int, Mapping[str, Any]] = {
 }
 
 CREATE = openapi.creates(SagaRequest)
+REGISTER = openapi.creates(DefinitionRequest)
+CANCEL = openapi.creates(CancelRequest)
+RETRY = openapi.creates(RetryNowRequest)
+SKIP = openapi.creates(SkipRequest)
+#: Bodies that routes read themselves.
+REQUESTS = (SagaRequest, DefinitionRequest, CancelRequest, RetryNowRequest, SkipRequest)
 answers = partial(openapi.answers, _EXAMPLES)

@@ -1,26 +1,40 @@
-"""``/sagas``: start one, look at one, wait for one, list them."""
+"""``/sagas``: start one, look at one, wait for one, list them, see what happened."""
 
+import re
+from dataclasses import replace
 from typing import Annotated
 from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
+from pydantic import BaseModel
 from starlette.responses import Response
 
 from coordinator import openapi
 from coordinator.creation import Creation
 from coordinator.creation_store import TransactionExists
+from coordinator.definitions import Definitions
 from coordinator.metrics import Metrics
-from coordinator.models import ListQuery, SagaCreated, SagaPage, SagaRequest, SagaView, WaitQuery
+from coordinator.models import (
+    HistoryPage,
+    ListQuery,
+    PageQuery,
+    SagaCreated,
+    SagaPage,
+    SagaRequest,
+    SagaView,
+    WaitQuery,
+)
 from coordinator.services import KafkaUnavailable, Services
 from coordinator.settings import Settings
 from coordinator.store import SagaFilter, Store
-from coordinator.submission import Submissions
-from coordinator.views import SagaRow, time, view
+from coordinator.submission import Plan, Submission, Submissions, kafka_services
+from coordinator.views import SagaRow, history_entry, time, view
 from coordinator.waiting import Waiting
+from schemas import RegistryUnavailable
 from web import cursor
 from web.content import answer, check_content, parse, traceparent
-from web.durations import wait_seconds
+from web.durations import seconds, wait_seconds
 from web.idempotency import digest, idempotency_key, reused
 from web.problems import Conflict, Malformed, Problem, Unavailable
 
@@ -35,6 +49,7 @@ class Sagas:
         creation: Creation,
         waiting: Waiting,
         services: Services,
+        definitions: Definitions,
         submissions: Submissions,
         metrics: Metrics,
     ) -> None:
@@ -43,6 +58,7 @@ class Sagas:
         self._creation = creation
         self._waiting = waiting
         self._services = services
+        self._definitions = definitions
         self._submissions = submissions
         self._metrics = metrics
 
@@ -59,13 +75,20 @@ class Sagas:
         check_content(request)
         key = idempotency_key(request.headers.getlist("idempotency-key"))
         wanted, plain = parse(SagaRequest, await request.body())
-        saga = await self._submissions.make(wanted, traceparent(request.headers.get("traceparent")))
-        await self._check_services(saga.services, [step.service_name for step in wanted.steps])
         digested = None if key is None else digest("POST /sagas", plain)
+        created = None
         try:
-            created = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
-        except TransactionExists as error:
-            raise await self._conflict(saga.transaction_id) from error
+            saga = await self._checked(wanted, traceparent(request.headers.get("traceparent")))
+        except (Problem, RegistryUnavailable):
+            # A replay is answered as the first was, whatever has become of services and definitions since. It is
+            # looked for here only: what passes the checks meets its key in the statement that writes it.
+            if key is None or (created := await self._creation.holder(key)) is None:
+                raise
+        if created is None:
+            try:
+                created = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
+            except TransactionExists as error:
+                raise await self._conflict(saga.transaction_id) from error
         headers = {"Location": f"/sagas/{created.transaction_id}"}
         if created.holder is None:
             self._metrics.created.inc()
@@ -77,27 +100,27 @@ class Sagas:
 
     async def show(self, request: Request, saga_id: UUID, query: Annotated[WaitQuery, Query()]) -> Response:
         """One saga with its steps; with `?wait=` as soon as it has ended, or when the time is over."""
-        seconds = wait_seconds(query.wait, self._settings.wait_limit_seconds)
-        if seconds <= 0:
+        hold = wait_seconds(query.wait, self._settings.wait_limit_seconds)
+        if hold <= 0:
             return answer(view(self._found(saga_id, await self._store.read(saga_id))))
         with self._waiting.register(saga_id, self._store.read_ended) as woken:
             row: SagaRow | None = self._found(saga_id, await self._store.read(saga_id))
             if row is not None and not row.ended:
                 await request.body()  # after it the only message left to receive is the disconnect
-                row = await self._waiting.until(woken, seconds, request.receive)
+                row = await self._waiting.until(woken, hold, request.receive)
         return answer(view(self._found(saga_id, row or await self._store.read(saga_id))))
 
     async def page(self, query: Annotated[ListQuery, Query()]) -> Response:
         """Sagas, newest first, a page at a time."""
-        limit = query.limit or self._settings.page_size
-        if limit > self._settings.max_page_size:
-            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        limit = self._limit(query.limit)
         wanted = SagaFilter(
             name=query.name,
             states=query.state or (),
             service=query.service,
             created_after=query.created_after,
             created_before=query.created_before,
+            older_than=_age("older_than", query.older_than),
+            younger_than=_age("younger_than", query.younger_than),
             needs_attention=query.needs_attention,
             after=None if query.cursor is None else cursor.decode(query.cursor),
         )
@@ -113,14 +136,54 @@ class Sagas:
         return answer(
             {
                 "sagas": rows,
-                "next": None if following is None else _next(query, following),
+                "next": None if following is None else _next("/sagas", query, following),
                 "next_cursor": following,
             }
         )
 
-    async def _check_services(self, distinct: list[str], of_steps: list[str]) -> None:
+    async def history(self, saga_id: UUID, query: Annotated[PageQuery, Query()]) -> Response:
+        """What happened to a saga: its inputs in the order of the log, what the machine made of them, what left.
+
+        A saga that has not ended may have more later: ask again with the last `next_cursor` that was not null.
+        """
+        limit = self._limit(query.limit)
+        row = self._found(saga_id, await self._store.read(saga_id))
+        rows = await self._store.history(saga_id, -1 if query.cursor is None else _offset(query.cursor), limit + 1)
+        steps = [step["name"] for step in row.definition["steps"]]
+        following = str(rows[limit - 1]["offset"]) if len(rows) > limit else None
+        return answer(
+            {
+                "saga_id": saga_id,
+                "entries": [history_entry(entry, steps) for entry in rows[:limit]],
+                "next": None if following is None else _next(f"/sagas/{saga_id}/history", query, following),
+                "next_cursor": following,
+            }
+        )
+
+    def _limit(self, wanted: int | None) -> int:
+        limit = wanted or self._settings.page_size
+        if limit > self._settings.max_page_size:
+            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        return limit
+
+    async def _checked(self, wanted: SagaRequest, trace: str | None) -> Submission:
+        plan = await self._plan(wanted)
+        saga = await self._submissions.make(wanted, plan, trace)
+        await self._check_services(kafka_services(plan.steps))
+        return saga
+
+    async def _plan(self, wanted: SagaRequest) -> Plan:
+        """What to run: the steps of the request, or the registered ones."""
+        if wanted.steps is None:
+            plan = await self._definitions.plan(wanted.name, wanted.version)
+            own = wanted.timeout_seconds
+            return plan if own is None else replace(plan, timeout_seconds=own)
+        return Plan.own(wanted)
+
+    async def _check_services(self, wanted: dict[str, list[int]]) -> None:
+        """Existence of HTTP services is not checked: instances come and go, and the relay tries again."""
         try:
-            unknown = await self._services.unknown(distinct)
+            unknown = await self._services.unknown(wanted)
         except KafkaUnavailable as error:
             raise Unavailable(
                 "Not every service of this saga is known here and Kafka does not answer. Nothing was done.",
@@ -131,11 +194,13 @@ class Sagas:
                 [
                     (
                         f"steps[{i}].service_name",
-                        f"is a service with a command topic; {name!r} has none. "
-                        f"Add it with: fluxora service add {name} --database-url postgresql://...",
+                        f"is a service with a command topic; {name!r} has none. Add it with: "
+                        f"fluxora service add {name} --database-url postgresql://... "
+                        "If it is an HTTP service, give its action_endpoint",
                     )
-                    for i, name in enumerate(of_steps)
+                    for name, steps in wanted.items()
                     if name in unknown
+                    for i in steps
                 ],
                 slug="unknown-service",
             )
@@ -151,9 +216,24 @@ class Sagas:
         return row
 
 
-def _next(query: ListQuery, following: str) -> str:
+#: More than the age of anything here, and less than PostgreSQL can count.
+_AGES_SECONDS = 100 * 365 * 86400.0
+_OFFSET = re.compile(r"[0-9]{1,18}", re.ASCII)
+
+
+def _age(field: str, text: str | None) -> float | None:
+    return None if text is None else min(seconds(field, text), _AGES_SECONDS)
+
+
+def _offset(text: str) -> int:
+    if not _OFFSET.fullmatch(text):
+        raise Malformed([("cursor", "is the next_cursor of a page, unchanged")])
+    return int(text)
+
+
+def _next(path: str, query: BaseModel, following: str) -> str:
     pairs = query.model_dump(mode="json", exclude_none=True) | {"cursor": following}
-    return f"/sagas?{urlencode(pairs, doseq=True)}"
+    return f"{path}?{urlencode(pairs, doseq=True)}"
 
 
 def router(sagas: Sagas) -> APIRouter:
@@ -185,5 +265,13 @@ def router(sagas: Sagas) -> APIRouter:
         operation_id="getSaga",
         summary="One saga, now or at its end",
         responses=openapi.answers(SagaView, 200, 404, 422, 503),
+    )
+    routes.add_api_route(
+        "/sagas/{saga_id}/history",
+        sagas.history,
+        methods=["GET"],
+        operation_id="getSagaHistory",
+        summary="What happened to a saga",
+        responses=openapi.answers(HistoryPage, 200, 404, 422, 503),
     )
     return routes

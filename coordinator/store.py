@@ -14,6 +14,12 @@ _COLUMNS = "id, name, state, definition, progress, needs_attention, parked, crea
 _READ = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = %s AND kind = 'saga'"
 _READ_ENDED = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = ANY(%s) AND state IN ('COMPLETED', 'FAILED')"
 
+# All inputs of a transaction are in one partition: their offsets are their order.
+_HISTORY = """
+    SELECT "offset", at, input_type, input, outcome, reason, state, effects FROM public.journal
+    WHERE transaction_id = %s AND "offset" > %s ORDER BY "offset" LIMIT %s
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class SagaFilter:
@@ -22,6 +28,9 @@ class SagaFilter:
     service: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    #: Seconds since it was created.
+    older_than: float | None = None
+    younger_than: float | None = None
     needs_attention: bool | None = None
     #: Only what comes after this place, newest first.
     after: tuple[datetime, UUID] | None = None
@@ -49,6 +58,14 @@ class Store:
 
         return await self._database.run(work)
 
+    async def history(self, saga_id: UUID, after: int, limit: int) -> list[dict[str, Any]]:
+        """At most ``limit`` rows of its journal behind the offset ``after``, in the order of the log."""
+
+        async def work(connection: Connection) -> list[dict[str, Any]]:
+            return await (await connection.execute(_HISTORY, (saga_id, after, limit))).fetchall()
+
+        return await self._database.run(work)
+
     async def page(self, wanted: SagaFilter, limit: int) -> list[dict[str, Any]]:
         """Summaries of at most ``limit`` sagas, newest first, as columns."""
         conditions = ["kind = 'saga'"]
@@ -59,6 +76,8 @@ class Store:
             ("%(service)s = ANY(services)", "service", wanted.service),
             ("created_at > %(created_after)s", "created_after", wanted.created_after),
             ("created_at < %(created_before)s", "created_before", wanted.created_before),
+            ("created_at < now() - make_interval(secs => %(older_than)s)", "older_than", wanted.older_than),
+            ("created_at > now() - make_interval(secs => %(younger_than)s)", "younger_than", wanted.younger_than),
             ("needs_attention = %(needs_attention)s", "needs_attention", wanted.needs_attention),
         ):
             if value is not None:

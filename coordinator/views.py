@@ -41,6 +41,9 @@ def view(row: SagaRow) -> dict[str, Any]:
     return {
         "saga_id": row.id,
         "name": row.name,
+        # Rows that an earlier version wrote have neither.
+        "version": row.definition.get("version"),
+        "input": _json(row.definition.get("input")),
         "state": row.state,
         "steps": steps,
         "current_step_index": current_step_index(row.state, [StepState(step["state"]) for step in steps]),
@@ -61,8 +64,12 @@ def _step(definition: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[st
         "command": definition["command"],
         "kind": definition["kind"].lower(),
         "depends_on": definition["depends_on"],
+        "action_endpoint": definition["action_endpoint"],
+        "compensation_endpoint": definition["compensation_endpoint"],
+        "timeout_seconds": definition["timeout_ms"] / 1000,
         "payload": _json(definition["payload"]),
         "state": progress.get("state", StepState.PENDING),
+        "skipped": progress.get("skipped", False),
         "attempt": progress.get("attempt", 0),
         "result": _json(progress.get("result")),
         "reason": progress.get("reason"),
@@ -99,6 +106,35 @@ def current_step_index(state: SagaState, steps: Sequence[StepState]) -> int:
             return found or 0
         case SagaState.FAILED:
             return first(StepState.FAILED) or 0
+
+
+def history_entry(row: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
+    """A row of the journal; its shape is ``models.HistoryEntry``.
+
+    Args:
+        steps: the names of the saga's, which the journal's effects only number.
+    """
+    told = row["input"]
+    if told is not None:
+        # Numbers of milliseconds and JSON texts are the record's own way; REST has one for each.
+        told = {
+            name: _time(value) if name.endswith("_at") else _json(value) if name in ("result", "input") else value
+            for name, value in told.items()
+        }
+    return {
+        "offset": row["offset"],
+        "at": time(row["at"]),
+        "type": row["input_type"],
+        "input": told,
+        "verdict": row["outcome"],
+        "reason": row["reason"],
+        "state": row["state"],
+        "effects": [_effect(effect, steps) for effect in row["effects"] or ()],
+    }
+
+
+def _effect(effect: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
+    return {**effect, "step": steps[effect["step"]]} if "step" in effect else dict(effect)
 
 
 def time(at: datetime) -> str:

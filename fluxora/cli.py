@@ -10,11 +10,10 @@ import stamina
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Column, Table
+from rich.table import Table
 
 from fluxora import init as setup
-from fluxora import log_cli
-from fluxora.sagas import SagaClientError, list_sagas, show_saga
+from fluxora import log_cli, saga_cli
 from fluxora.settings import CliSettings
 
 #: Exit codes: 1, it did not work; 2, wrong usage (typer's own).
@@ -27,9 +26,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 service_app = typer.Typer(help="Services that take part in transactions.", no_args_is_help=True)
-saga_app = typer.Typer(help="Sagas, over the coordinator's REST API.", no_args_is_help=True)
 app.add_typer(service_app, name="service")
-app.add_typer(saga_app, name="saga")
+app.add_typer(saga_cli.app, name="saga")
 tx_app = typer.Typer(help="Transactions of either kind, from the log.", no_args_is_help=True)
 app.add_typer(tx_app, name="tx")
 log_cli.register(app, tx_app)
@@ -86,49 +84,6 @@ def service_list(as_json: Json = False) -> None:
     _out.print(table)
 
 
-@saga_app.command("list", epilog="Example: fluxora saga list --state COMPENSATING")
-def saga_list(
-    name: Annotated[str | None, typer.Option(help="Only sagas of this name.")] = None,
-    state: Annotated[str | None, typer.Option(help="Only sagas in this state.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=500, help="At most so many.")] = 50,
-    as_json: Json = False,
-) -> None:
-    """List sagas, the newest first. Reads COORDINATOR_URL."""
-    found = _try(lambda: list_sagas(_settings(None).coordinator_url, name=name, state=state, limit=limit))
-    if as_json:
-        typer.echo(json.dumps(found))
-        return
-    # The id stands whole, to be copied into `saga show`, however narrow the terminal is.
-    table = Table(Column("saga", no_wrap=True, min_width=36), "name", "state", "updated")
-    for saga in found:
-        updated = str(saga.get("updated_at"))[:19].replace("T", " ")
-        table.add_row(
-            *(escape(str(value)) for value in (saga.get("saga_id"), saga.get("name"), saga.get("state"), updated))
-        )
-    _out.print(table)
-
-
-@saga_app.command("show", epilog="Example: fluxora saga show 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10")
-def saga_show(
-    saga_id: Annotated[str, typer.Argument(help="The saga's id.")],
-    as_json: Json = False,
-) -> None:
-    """Show one saga with its steps. Reads COORDINATOR_URL."""
-    saga = _try(lambda: show_saga(_settings(None).coordinator_url, saga_id))
-    if as_json:
-        typer.echo(json.dumps(saga))
-        return
-    _out.print(f"[bold]{saga.get('name')}[/bold] {saga.get('saga_id')}: {saga.get('state')}")
-    table = Table("step", "service", "state", "attempt", "result or reason")
-    for step in saga.get("steps", []):
-        told = step.get("reason") or ("" if step.get("result") is None else json.dumps(step["result"]))
-        cells = (step.get("id"), step.get("service_name"), step.get("state"), step.get("attempt"), told)
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    _out.print(table)
-    if saga.get("reason"):
-        _out.print(f"Why it could not complete: {escape(str(saga['reason']))}")
-
-
 def main() -> None:
     """Entry point of the ``fluxora`` script."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
@@ -145,7 +100,7 @@ def _settings(wait: float | None) -> CliSettings:
 def _try(call: Callable[[], _T]) -> _T:
     try:
         return call()
-    except (*setup.EXPECTED, SagaClientError) as error:
+    except setup.EXPECTED as error:
         _fail(str(error))
 
 

@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
 
@@ -61,6 +61,25 @@ class Step:
     #: How that is undone: ``POST`` with ``{step_id, original_payload, saga_id, result}``. Without one there is
     #: nothing to undo.
     compensation_endpoint: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """As ``POST /sagas`` takes it; what has its default is left out."""
+        told: dict[str, Any] = {"service_name": self.service_name, "payload": self.payload}
+        for name, default in _STEP_DEFAULTS.items():
+            if (value := getattr(self, name)) != default:
+                told[name] = value
+        if self.depends_on is not None:
+            told["depends_on"] = list(self.depends_on)
+        if self.retry != Retry():
+            told["retry"] = asdict(self.retry)
+        return told
+
+
+_STEP_DEFAULTS = {
+    one.name: one.default
+    for one in fields(Step)
+    if one.name in ("name", "command", "kind", "timeout_seconds", "action_endpoint", "compensation_endpoint")
+}
 
 
 def started(

@@ -19,6 +19,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     Text,
+    UniqueConstraint,
     Uuid,
     func,
     text,
@@ -85,6 +86,24 @@ partitions = Table(
     Column("next_offset", BigInteger, nullable=False, comment="the first input that is not folded yet"),
     Column("published_through", BigInteger, nullable=False, comment="effects of inputs below it have left"),
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+)
+
+saga_definitions = Table(
+    "saga_definitions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("version", Text, nullable=False, comment="never changes once it is registered"),
+    Column("document", JSON, nullable=False, comment="as it was registered; steps as in POST /sagas"),
+    Column(
+        "created_at",
+        DateTime(timezone=True),
+        nullable=False,
+        comment="the newest of a name is what runs by default",
+    ),
+    UniqueConstraint("name", "version", name="saga_definitions_version"),
+    Index("saga_definitions_created", "created_at", "id"),
+    Index("saga_definitions_newest", "name", "created_at", "id"),
 )
 
 idempotency_keys = Table(

@@ -13,9 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.encoding import Encoder
-from coordinator.models import SagaRequest
+from coordinator.models import DefinitionRequest, SagaRequest
 from coordinator.settings import Settings
-from coordinator.submission import Submission, Submissions
+from coordinator.submission import Plan, Submission, Submissions, kafka_services
+from outbox_relay.addresses import AllowList
 from schemas import SCHEMAS, Codec
 from web.content import parse, traceparent
 from web.idempotency import digest, idempotency_key
@@ -47,13 +48,28 @@ def settings(**changes: Any) -> Settings:
 CODEC = OfflineCodec()
 
 
-def submit(body: bytes, **changes: Any) -> Submission:
+ALLOWED = AllowList.parse("partner.example")
+
+
+def submit(body: bytes, plan: Plan | None = None, **changes: Any) -> Submission:
     wanted, _ = parse(SagaRequest, body)
-    return asyncio.run(_make(wanted, settings(**changes)))
+    limits = settings(**changes)
+
+    async def make() -> Submission:
+        return await Submissions(limits, Encoder(limits, CODEC), ALLOWED).make(wanted, plan or Plan.own(wanted), None)
+
+    return asyncio.run(make())
 
 
-async def _make(wanted: SagaRequest, limits: Settings) -> Submission:
-    return await Submissions(limits, Encoder(limits, CODEC)).make(wanted, None)
+def register(document: Any, **changes: Any) -> dict[str, Any]:
+    """What a registered definition comes to."""
+    wanted, _ = parse(DefinitionRequest, json.dumps(document).encode())
+    limits = settings(**changes)
+
+    async def check() -> dict[str, Any]:
+        return Submissions(limits, Encoder(limits, CODEC), ALLOWED).check(Plan.registered("order", "1", wanted))
+
+    return asyncio.run(check())
 
 
 def refused(document: Any, **changes: Any) -> Problem:
@@ -98,8 +114,24 @@ def test_a_saga_is_stored_with_every_default_written_out() -> None:
         ({"steps": [STEP | {"depends_on": ["a"] * 100_000}]}, "steps[0].depends_on"),
         ({"steps": [STEP | {"kind": "pivot"}, STEP]}, "steps[0].kind"),
         ({"steps": [STEP | {"kind": "other"}]}, "steps[0].kind"),
-        ({"steps": [STEP | {"action_endpoint": "/reserve"}]}, "steps[0].action_endpoint"),
         ({"steps": [STEP | {"compensation_endpoint": "/release"}]}, "steps[0].compensation_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": "http://elsewhere.example/x"}]}, "steps[0].action_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": "http://169.254.169.254/"}]}, "steps[0].action_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": "http://u:p@partner.example/"}]}, "steps[0].action_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": "ftp://partner.example/"}]}, "steps[0].action_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": "/a/../b"}]}, "steps[0].action_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": "/a\r\nHost: x"}]}, "steps[0].action_endpoint"),
+        ({"steps": [STEP | {"action_endpoint": ""}]}, "steps[0].action_endpoint"),
+        (
+            {"steps": [STEP | {"action_endpoint": "/a", "compensation_endpoint": "http://10.0.0.1/"}]},
+            "steps[0].compensation_endpoint",
+        ),
+        ({"steps": [STEP | {"payload": {"id": {"$from": "input.id"}}}]}, "steps[0].payload.id"),
+        ({"steps": [STEP | {"payload": {"id": {"$from": "output.id"}}}]}, "steps[0].payload.id"),
+        ({"steps": [STEP | {"payload": [{"$from": "steps.step-2.result"}]}, STEP]}, "steps[0].payload[0]"),
+        ({"steps": [STEP | {"payload": {"$from": "input", "and": 1}}], "input": {}}, "steps[0].payload"),
+        ({"input": 2**64}, "input"),
+        ({"version": "3"}, "version"),
         ({"steps": [STEP | {"retry": {"max_attempts": 0}}]}, "steps[0].retry.max_attempts"),
         ({"steps": [STEP | {"retry": {"attempts": 3}}]}, "steps[0].retry.attempts"),
         ({"steps": [STEP | {"timeout_seconds": "3"}]}, "steps[0].timeout_seconds"),
@@ -142,9 +174,101 @@ def test_what_is_no_json_of_ours_is_malformed(body: bytes) -> None:
     assert isinstance(refused(body), Malformed)
 
 
-def test_http_steps_are_refused_in_clear_words() -> None:
-    problem = refused(SAGA | {"steps": [STEP | {"action_endpoint": "/x"}]})
-    assert "next release" in problem.members["errors"][0]["rule"]
+def test_a_step_at_an_http_service_is_kept_with_its_endpoints_and_needs_no_command_topic() -> None:
+    http = STEP | {"action_endpoint": "https://partner.example/reserve?x=1", "compensation_endpoint": "/release"}
+    wanted, _ = parse(SagaRequest, orjson.dumps(SAGA | {"steps": [http, STEP, STEP | {"service_name": "stock"}]}))
+    assert wanted.steps is not None
+    assert kafka_services(wanted.steps) == {"billing": [1], "stock": [2]}
+    step = orjson.loads(submit(orjson.dumps(SAGA | {"steps": [http]})).definition)["steps"][0]
+    assert step["action_endpoint"] == http["action_endpoint"]
+    assert step["compensation_endpoint"] == http["compensation_endpoint"]
+
+
+def test_an_address_that_is_not_allowed_is_refused_with_the_setting_to_change() -> None:
+    problem = refused(SAGA | {"steps": [STEP | {"action_endpoint": "http://elsewhere.example/x"}]})
+    assert "FLUXORA_ALLOWED_HOSTS" in problem.members["errors"][0]["rule"]
+
+
+def test_the_input_goes_with_the_saga_and_is_what_its_payloads_refer_to() -> None:
+    body = SAGA | {"steps": [STEP | {"payload": {"id": {"$from": "input.id"}}}], "input": {"id": 7}}
+    stored = orjson.loads(submit(orjson.dumps(body)).definition)
+    assert stored["input"] == '{"id":7}' and stored["version"] is None
+    assert orjson.loads(stored["steps"][0]["payload"]) == {"id": {"$from": "input.id"}}
+    assert fields(refused(body, max_payload_bytes=7)) == ["input"]
+
+
+# ── Registered definitions ────────────────────────────────────────────────────────────────────────────────────
+
+BY_INPUT = {"steps": [STEP | {"payload": {"id": {"$from": "input.customer.id"}}}]}
+
+
+def test_a_definition_is_checked_before_there_is_an_input() -> None:
+    assert register(BY_INPUT)["steps"][0]["payload"] == {"id": {"$from": "input.customer.id"}}
+    for payload, field in (
+        ({"$from": "input.a..b"}, "steps[0].payload"),
+        ({"$from": "steps.nobody.result"}, "steps[0].payload"),
+        ({"a": [{"$from": "steps.step-1.result"}]}, "steps[0].payload.a[0]"),
+    ):
+        with pytest.raises(Malformed) as told:
+            register({"steps": [STEP | {"payload": payload}]})
+        assert fields(told.value) == [field]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"steps": []}, "steps"),
+        ({"steps": [STEP] * 101}, "steps"),
+        ({"timeout_seconds": 0.001}, "timeout_seconds"),
+        ({"steps": [STEP | {"kind": "pivot"}, STEP]}, "steps[0].kind"),
+        ({"steps": [STEP | {"action_endpoint": "http://elsewhere.example/x"}]}, "steps[0].action_endpoint"),
+        ({"input_required": [1]}, "input_required[0]"),
+        ({"input": {}}, "input"),
+    ],
+)
+def test_a_definition_keeps_the_rules_of_a_saga(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(Malformed) as told:
+        register({"steps": [STEP]} | change)
+    assert fields(told.value) == [field]
+
+
+def test_a_definition_with_its_defaults_written_out_is_the_same() -> None:
+    written = {
+        "timeout_seconds": None,
+        "input_required": ["b", "a"],
+        "steps": [
+            {
+                "timeout_seconds": 30,
+                "retry": {"multiplier": 2, "max_attempts": 3},
+                "kind": "compensatable",
+                "depends_on": [],
+                "payload": {},
+                "command": "step-1",
+                "name": "step-1",
+                "service_name": "billing",
+            }
+        ],
+    }
+    plain = {"steps": [STEP], "input_required": ["a", "b"]}
+    assert register(written) == register(plain)
+    assert register(plain) != register({"steps": [STEP | {"payload": {"a": 1}}], "input_required": ["a", "b"]})
+
+
+def test_a_saga_by_name_needs_the_input_that_its_definition_requires() -> None:
+    document, _ = parse(DefinitionRequest, orjson.dumps({**BY_INPUT, "input_required": ["customer"]}))
+    plan = Plan.registered("order", "2", document)
+    made = submit(b'{"name": "order", "input": {"customer": {"id": 7}}}', plan)
+    stored = orjson.loads(made.definition)
+    assert stored["version"] == "2" and stored["input"] == '{"customer":{"id":7}}' and made.services == ["billing"]
+    for body, field in (
+        (b'{"name": "order"}', "input"),
+        (b'{"name": "order", "input": [1]}', "input"),
+        (b'{"name": "order", "input": {"other": 1}}', "input.customer"),
+        (b'{"name": "order", "input": {"customer": 1}}', "steps[0].payload.id"),
+    ):
+        with pytest.raises(Malformed) as told:
+            submit(body, plan)
+        assert fields(told.value) == [field]
 
 
 def test_a_payload_over_the_limit_is_too_large_and_one_at_the_limit_is_not() -> None:
@@ -210,13 +334,19 @@ _STEP = st.fixed_dictionaries(
             "kind": st.sampled_from(["compensatable", "pivot", "retriable"]),
             "retry": st.fixed_dictionaries({}, optional={"max_attempts": st.integers(), "jitter": st.floats()}),
             "timeout_seconds": st.floats(),
-            "action_endpoint": st.none(),
+            "action_endpoint": st.sampled_from(["/a", "b?c", "http://partner.example/x"]),
+            "compensation_endpoint": st.just("/undo"),
         }.items()
     },
 )
 _SAGA = st.fixed_dictionaries(
     {"name": st.just("order") | _JSON, "steps": st.lists(_STEP, max_size=4) | _JSON},
-    optional={"timeout_seconds": st.floats() | _JSON, "saga_id": st.uuids().map(str) | _JSON, "other": _JSON},
+    optional={
+        "input": _JSON,
+        "timeout_seconds": st.floats() | _JSON,
+        "saga_id": st.uuids().map(str) | _JSON,
+        "other": _JSON,
+    },
 )
 
 

@@ -1,0 +1,74 @@
+"""``/sagas/{id}/cancel``, ``/retry``, ``/skip``: what an operator asks a saga for. The machine decides."""
+
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from coordinator import openapi
+from coordinator.models import CancelRequest, RetryNowRequest, SagaView, SkipRequest
+from coordinator.requests import Requests, not_found
+from coordinator.store import Store
+from coordinator.views import view
+from saga_processors.machine import Request as What
+from web.content import answer, read, responds_async
+
+
+class Operators:
+    """The routes and what they need."""
+
+    def __init__(self, store: Store, requests: Requests) -> None:
+        self._store = store
+        self._requests = requests
+
+    async def cancel(self, request: Request, saga_id: UUID) -> Response:
+        """Turn the saga round: what has run is undone. Refused past the pivot, and once the saga has ended."""
+        wanted, plain = await read(request, CancelRequest)
+        return await self._ask(request, saga_id, What.CANCEL, wanted, None, plain)
+
+    async def retry(self, request: Request, saga_id: UUID) -> Response:
+        """Make the attempts that wait for their time now, of one step or of all. Refused if none waits."""
+        wanted, plain = await read(request, RetryNowRequest)
+        return await self._ask(request, saga_id, What.RETRY, wanted, wanted.step, plain)
+
+    async def skip(self, request: Request, saga_id: UUID) -> Response:
+        """Take a step's action, or its compensation, for done: somebody has seen to it by other means."""
+        wanted, plain = await read(request, SkipRequest)
+        return await self._ask(request, saga_id, What.SKIP, wanted, wanted.step, plain)
+
+    async def _ask(
+        self, request: Request, saga_id: UUID, what: What, wanted: CancelRequest, step: str | None, plain: Any
+    ) -> Response:
+        decided = await self._requests.ask(
+            request, "saga", saga_id, what, plain, step=step, who=wanted.who, why=wanted.why
+        )
+        row = await self._store.read(saga_id)
+        if row is None:
+            raise not_found("saga", saga_id)
+        if decided is not None:
+            return answer(view(row))
+        headers = {"Location": f"/sagas/{saga_id}"}
+        if responds_async(request):
+            headers["Preference-Applied"] = "respond-async"
+        return answer(view(row), 202, headers)
+
+
+def router(operators: Operators) -> APIRouter:
+    routes = APIRouter(tags=["sagas"])
+    for verb, endpoint, extra, summary in (
+        ("cancel", operators.cancel, openapi.CANCEL, "Turn a saga round"),
+        ("retry", operators.retry, openapi.RETRY, "Try again now"),
+        ("skip", operators.skip, openapi.SKIP, "Take a step for done"),
+    ):
+        routes.add_api_route(
+            f"/sagas/{{saga_id}}/{verb}",
+            endpoint,
+            methods=["POST"],
+            operation_id=f"{verb}Saga",
+            summary=summary,
+            responses=openapi.answers(SagaView, 200, 404, 408, 409, 413, 415, 422, 503)
+            | {202: {"model": SagaView, "description": "Asked for, and not decided yet; the saga as it stands."}},
+            openapi_extra=extra,
+        )
+    return routes
