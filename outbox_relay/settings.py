@@ -1,0 +1,117 @@
+"""What the relay, and whoever looks for HTTP services, reads from the environment: each limit, wait and size."""
+
+from typing import Any, Self
+
+import orjson
+from pydantic import AliasChoices, Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from outbox_relay.addresses import Address, AddressRefused, AllowList, forbidden, parse_url
+
+#: Services in the static map, and instances of one.
+MAP_LIMIT, INSTANCE_LIMIT = 10_000, 1_000
+
+
+class DirectorySettings(BaseSettings):
+    """Where HTTP services are found, and which hosts may be called.
+
+    In the environment: ``FLUXORA_RELAY_<NAME>``, but for ``SERVICE_REGISTRY_URL``, ``FLUXORA_SERVICE_MAP`` and
+    ``FLUXORA_ALLOWED_HOSTS``.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="FLUXORA_RELAY_", populate_by_name=True, extra="ignore")
+
+    service_registry_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("SERVICE_REGISTRY_URL", "service_registry_url"),
+        description="Base of a registry with Consul's catalog API; none: only the map.",
+    )
+    service_map: str = Field(
+        default="{}",
+        validation_alias=AliasChoices("FLUXORA_SERVICE_MAP", "service_map"),
+        description='JSON object: a service\'s name to its base URL or a list of them, {"orders": "http://host:80"}. '
+        "It comes before the registry.",
+    )
+    allowed_hosts: str = Field(
+        default="",
+        validation_alias=AliasChoices("FLUXORA_ALLOWED_HOSTS", "allowed_hosts"),
+        description="Hosts that a service_url or an absolute endpoint may name: name, name:port, *.suffix, address, "
+        "network/bits, separated by commas. Empty: none.",
+    )
+    registry_timeout_s: float = Field(default=2.0, ge=0.05, le=60, description="Of one question to the registry.")
+    registry_ttl_s: float = Field(
+        default=5.0, ge=0, le=3600, description="Instances are asked for again after it; then a change is seen."
+    )
+    registry_negative_ttl_s: float = Field(
+        default=1.0, ge=0, le=600, description="The same where the registry knows none, or did not answer."
+    )
+    registry_patience_s: float = Field(
+        default=0.2, ge=0, le=10, description="A call waits so long for fresh instances when it has older ones."
+    )
+    registry_max_services: int = Field(
+        default=10_000, ge=1, le=1_000_000, description="Services kept in memory; least used go first."
+    )
+    registry_max_bytes: int = Field(default=1 << 20, ge=1 << 10, le=64 << 20, description="Of one answer.")
+    registry_connections: int = Field(default=32, ge=1, le=1_000, description="Questions to the registry at once.")
+
+    @field_validator("service_registry_url")
+    @classmethod
+    def _check_registry(cls, value: str | None) -> str | None:
+        if not value:
+            return None
+        try:
+            return parse_url(value).url.rstrip("/")
+        except AddressRefused as error:
+            raise ValueError(f"SERVICE_REGISTRY_URL: {error}") from None
+
+    @field_validator("service_map")
+    @classmethod
+    def _check_map(cls, value: str) -> str:
+        parse_map(value)
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _check_hosts(cls, value: str) -> str:
+        AllowList.parse(value)
+        return value
+
+    @property
+    def allow_list(self) -> AllowList:
+        return AllowList.parse(self.allowed_hosts)
+
+    @property
+    def static_map(self) -> dict[str, tuple[Address, ...]]:
+        return parse_map(self.service_map)
+
+    @classmethod
+    def from_environment(cls) -> Self:
+        """Read the environment; raises pydantic's ValidationError, which names what is wrong."""
+        return cls()
+
+
+def parse_map(text: str) -> dict[str, tuple[Address, ...]]:
+    """Read the static map. Raises ValueError that names the service and the rule."""
+    try:
+        found = orjson.loads(text or "{}")
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"FLUXORA_SERVICE_MAP is not JSON: {error}") from None
+    if not isinstance(found, dict) or len(found) > MAP_LIMIT:
+        raise ValueError(f"FLUXORA_SERVICE_MAP is a JSON object of at most {MAP_LIMIT} services")
+    return {name: _addresses(name, value) for name, value in found.items()}
+
+
+def _addresses(name: str, value: Any) -> tuple[Address, ...]:
+    urls = value if isinstance(value, list) else [value]
+    if not urls or len(urls) > INSTANCE_LIMIT or not all(isinstance(url, str) for url in urls):
+        raise ValueError(f"FLUXORA_SERVICE_MAP: {name!r} is a base URL or a list of 1 to {INSTANCE_LIMIT} of them")
+    try:
+        addresses = tuple(parse_url(url) for url in urls)
+    except AddressRefused as error:
+        raise ValueError(f"FLUXORA_SERVICE_MAP: {name!r}: {error}") from None
+    for address in addresses:
+        if why := forbidden(address.host):
+            raise ValueError(f"FLUXORA_SERVICE_MAP: {name!r}: {why}")
+        if "?" in address.path:
+            raise ValueError(f"FLUXORA_SERVICE_MAP: {name!r}: a base URL has no query (?…)")
+    return addresses
