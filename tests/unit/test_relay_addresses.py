@@ -188,9 +188,7 @@ def test_no_spelling_of_an_ipv4_address_gets_round_the_rules(ip: str, forms: lis
             check_url(f"http://{text}/", EVERYTHING)
 
 
-@given(
-    st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["::ffff:{}", "::{}", "::ffff:0:{}", "64:ff9b::{}"])
-)
+@given(st.integers(0, 2**32 - 1), st.booleans(), st.sampled_from(["::ffff:{}", "::{}", "::ffff:0:{}", "64:ff9b::{}"]))
 def test_wrapping_an_ipv4_address_never_makes_it_callable(number: int, upper: bool, wrapping: str) -> None:
     ip = str(ipaddress.ip_address(number))
     wrapped = wrapping.format(ip).upper() if upper else wrapping.format(ip)
