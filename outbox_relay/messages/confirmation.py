@@ -6,6 +6,7 @@ records again, which changes nothing: a message is marked once.
 """
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Sequence
@@ -114,10 +115,8 @@ def ids_of(records: Sequence[Message]) -> list[UUID]:
     """The ids of the messages among the records; what others put into these topics has none."""
     ids = []
     for record in records:
-        for name, value in record.headers() or ():
-            if name == "ce_id" and isinstance(value, bytes):
-                try:
-                    ids.append(UUID(value.decode("ascii")))
-                except ValueError:
-                    pass
+        found = dict(record.headers() or ()).get("ce_id")
+        if isinstance(found, bytes):
+            with contextlib.suppress(ValueError):
+                ids.append(UUID(found.decode("ascii")))
     return ids

@@ -108,9 +108,8 @@ def read_rules(file: Path) -> tuple[Rule, ...]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InvalidRules(f"{file}: {error}") from error
     except ValidationError as error:
-        raise InvalidRules(
-            f"{file}: {'; '.join(_told(*_place(one['loc']), one['msg']) for one in error.errors())}"
-        ) from error
+        told = "; ".join(_told(*_place(one["loc"]), one["msg"]) for one in error.errors())
+        raise InvalidRules(f"{file}: {told}") from error
 
 
 def _place(loc: Sequence[int | str]) -> tuple[str, str]:

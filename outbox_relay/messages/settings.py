@@ -93,9 +93,9 @@ class MessageSettings(RestSettings):
     def _lease_outlives_an_attempt(self) -> Self:
         if self.lease_seconds < self.attempt_timeout_seconds + _SETTLE_SECONDS:
             raise ValueError(
-                f"FLUXORA_OUTBOX_LEASE_SECONDS is {self.lease_seconds:g}: it must be at least {_SETTLE_SECONDS:g} s more "
-                f"than FLUXORA_OUTBOX_ATTEMPT_TIMEOUT_SECONDS ({self.attempt_timeout_seconds:g}), or a message would "
-                "be attempted by two processes at once"
+                f"FLUXORA_OUTBOX_LEASE_SECONDS is {self.lease_seconds:g}: it must be {_SETTLE_SECONDS:g} s more than "
+                f"FLUXORA_OUTBOX_ATTEMPT_TIMEOUT_SECONDS ({self.attempt_timeout_seconds:g}), or two processes would "
+                "attempt a message at once"
             )
         return self
 

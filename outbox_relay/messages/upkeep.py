@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 
@@ -61,12 +62,13 @@ class Upkeep:
 
     async def _prune(self) -> None:
         settings = self._settings
-        for prune in (
-            lambda: self._store.prune(Status.DELIVERED, settings.delivered_days, settings.prune_rows),
-            lambda: self._store.prune(Status.FAILED, settings.failed_days, settings.prune_rows),
-            lambda: self._store.prune_keys(settings.idempotency_days, settings.prune_rows),
-        ):
-            while deleted := await prune():
+        prunings = (
+            partial(self._store.prune, Status.DELIVERED, settings.delivered_days),
+            partial(self._store.prune, Status.FAILED, settings.failed_days),
+            partial(self._store.prune_keys, settings.idempotency_days),
+        )
+        for prune in prunings:
+            while deleted := await prune(settings.prune_rows):
                 self._metrics.pruned.inc(deleted)
                 if deleted < settings.prune_rows:
                     break
