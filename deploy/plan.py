@@ -88,6 +88,8 @@ def make_plan(
         **endpoints,
         "FLUXORA_COORDINATOR_HOST": "127.0.0.1",
         "FLUXORA_COORDINATOR_PORT": str(settings.coordinator_port),
+        "FLUXORA_OUTBOX_HOST": "127.0.0.1",
+        "FLUXORA_OUTBOX_PORT": str(settings.outbox_port),
     }
     ports = itertools.count(settings.health_port)
     ready = own("postgres", "kafka", "registry", "connect")

@@ -66,7 +66,7 @@ def read_services(file: Path) -> list[ServiceSpec]:
 def our_parts(
     settings: StackSettings, environment: Mapping[str, str], requires: tuple[str, ...], ports: Iterator[int]
 ) -> list[Part]:
-    """`init`, then the coordinator, the processors, the clock and the connector watcher side by side."""
+    """`init`, then the coordinator, the Outbox Service, the processors, the clock and the watcher side by side."""
     python = sys.executable
 
     def service(name: str, module: str) -> Part:
@@ -100,7 +100,12 @@ def our_parts(
         ready=http_answers(f"http://127.0.0.1:{settings.coordinator_port}/ready"),
         ports={"FLUXORA_COORDINATOR_PORT": settings.coordinator_port},
     )
-    return [init, coordinator, *processors, clock, watcher]
+    outbox = replace(
+        service("outbox-service", "outbox_relay.messages"),
+        ready=http_answers(f"http://127.0.0.1:{settings.outbox_port}/ready"),
+        ports={"FLUXORA_OUTBOX_PORT": settings.outbox_port},
+    )
+    return [init, coordinator, outbox, *processors, clock, watcher]
 
 
 def extra_parts(

@@ -15,6 +15,7 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 import coordinator.migrations
+import outbox_relay.messages.migrations
 from connectors import Connect, ConnectUnavailable, configuration, connector_name, ensure_slot
 from connectors.debezium import PREFIX
 from fluxora.settings import CliSettings
@@ -73,6 +74,8 @@ def initialise(settings: CliSettings, *, create_database: bool = False) -> Repor
     _database(url, create_database, deadline, report)
     coordinator.migrations.upgrade(url)
     report.unchanged.append("the coordinator's tables")
+    outbox_relay.messages.migrations.upgrade(url)
+    report.unchanged.append("the outbox service's tables")
     _topics(bootstrap, (*PLATFORM, *_heartbeat(url)), settings, deadline, report)
     ids = _patiently("the schema registry", deadline, (RegistryUnavailable,), lambda: register_all(registry))
     report.unchanged.append(f"{len(ids)} schemas")

@@ -38,6 +38,7 @@ PLATFORM = (
     # LogAppendTime: the machine's time is the log's, not a client's clock.
     Topic("fluxora.transactions", INPUT_PARTITIONS, {**_KEPT, "message.timestamp.type": "LogAppendTime"}),
     Topic("fluxora.transactions.dlq", 1, _KEPT),
+    Topic("fluxora.messages.dlq", 1, _KEPT),
     Topic("fluxora.transactions.events", INPUT_PARTITIONS, _KEPT),
 )
 

@@ -1,0 +1,372 @@
+"""The Outbox Service as processes on a real PostgreSQL, with real receivers over HTTP."""
+
+import json
+import os
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from confluent_kafka import Consumer
+
+from outbox_relay.messages.models import MessagePage, MessageView
+from participant.crashpoint import EXIT_CODE
+from tests.integration.fix_coordinator import eventually
+from tests.integration.fix_messages import messages_database, receiving, running, sleeping
+
+__all__ = ["messages_database"]
+
+
+def statuses(service: Any, ids: list[str]) -> set[str]:
+    return {service.get(id)["status"] for id in ids}
+
+
+def test_a_message_is_accepted_delivered_and_told(messages_database: str) -> None:
+    trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    with receiving() as receiver, running(messages_database, {"billing": receiver.url}) as service:
+        body = {
+            "destination_service": "billing",
+            "payload": {"n": 1.5, "t": "ü"},
+            "key": "a b%ü",
+            "type": "invoice.made",
+        }
+        answer = service.client.post("/messages", json=body, headers={"traceparent": trace})
+        assert (answer.status_code, answer.json()["status"]) == (201, "PENDING")
+        id = answer.json()["message_id"]
+        assert answer.headers["location"] == f"/messages/{id}"
+        told = service.until(id, "DELIVERED")
+        MessageView.model_validate_json(json.dumps(told))
+        assert told["processed"] and told["processed_at"] and told["retry_count"] == 0
+        assert (told["destination_service"], told["payload"]) == ("billing", body["payload"])
+        [got] = receiver.received
+        assert got.body == body["payload"]
+        assert got.headers["idempotency-key"] == got.headers["fluxora-message-id"] == id
+        assert got.headers["fluxora-message-type"] == "invoice.made"
+        assert got.headers["fluxora-message-key"] == "a b%25%C3%BC"
+        assert got.headers["traceparent"] == trace
+
+
+def test_an_idempotency_key_makes_one_message_of_many_requests(messages_database: str) -> None:
+    with receiving() as receiver, running(messages_database, {"billing": receiver.url}) as service:
+        key = {"Idempotency-Key": str(uuid4())}
+        with ThreadPoolExecutor(8) as pool:
+            ids = set(pool.map(lambda _: service.post("billing", {"n": 1}, headers=key), range(16)))
+        [id] = ids
+        service.until(id, "DELIVERED")
+        again = service.client.post(
+            "/messages", json={"payload": {"n": 1}, "destination_service": "billing"}, headers=key
+        )
+        assert again.json() == {"message_id": id, "status": "PENDING"}
+        assert again.headers["idempotency-replayed"] == "true"
+        other = service.client.post("/messages", json={"payload": 2, "destination_service": "billing"}, headers=key)
+        assert (other.status_code, other.json()["type"]) == (422, "urn:fluxora:problem:idempotency-key-reused")
+        assert len(receiver.received) == 1
+
+
+def test_a_message_with_the_clients_id_is_the_same_message_or_a_conflict(messages_database: str) -> None:
+    with receiving() as receiver, running(messages_database, {"billing": receiver.url}) as service:
+        id = str(uuid4())
+        assert (
+            service.post("billing", {"n": 1}, message_id=id) == service.post("billing", {"n": 1}, message_id=id) == id
+        )
+        service.until(id, "DELIVERED")
+        body = {"destination_service": "billing", "payload": {"n": 2}, "message_id": id}
+        answer = service.client.post("/messages", json=body)
+        assert (answer.status_code, answer.json()["state"]) == (409, "DELIVERED")
+
+
+def test_bad_requests_are_refused_with_field_and_rule(messages_database: str) -> None:
+    with running(messages_database, {}) as service:
+        for body, field in (
+            ({"payload": 1}, "destination_service"),
+            ({"destination_service": "b"}, "payload"),
+            ({"destination_service": "no/name", "payload": 1}, "destination_service"),
+            ({"destination_service": "fluxora.http", "payload": 1}, "destination_service"),
+            ({"destination_service": "b", "payload": 1, "key": ""}, "key"),
+            ({"destination_service": "b", "payload": 1, "key": "x" * 256}, "key"),
+            ({"destination_service": "b", "payload": 1, "key": "\x00"}, "key"),
+            ({"destination_service": "b", "payload": 1, "type": "a b"}, "type"),
+            ({"destination_service": "b", "payload": 1, "tpye": "a"}, "tpye"),
+            ({"destination_service": "b", "payload": 1, "message_id": "x"}, "message_id"),
+        ):
+            answer = service.client.post("/messages", json=body)
+            assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), body
+            assert answer.json()["errors"][0]["field"] == field
+        large = service.client.post("/messages", json={"destination_service": "b", "payload": "x" * 1_000_000})
+        assert (large.status_code, large.json()["errors"][0]["field"]) == (413, "payload")
+        huge = service.client.post("/messages", json={"destination_service": "b", "payload": "x" * 2_000_000})
+        assert (huge.status_code, huge.json()["errors"][0]["field"]) == (413, "body")
+        assert service.client.get(f"/messages/{uuid4()}").status_code == 404
+        assert service.client.post(f"/messages/{uuid4()}/redeliver").status_code == 404
+        assert service.sql("SELECT count(*) FROM messages.messages WHERE destination IN ('b', 'fluxora.http')") == [
+            (0,)
+        ]
+
+
+def test_messages_of_one_key_arrive_in_order_through_failures_and_two_replicas(messages_database: str) -> None:
+    """Each fifth message fails twice before it is taken: nothing of its key may pass it."""
+
+    def answer(body: Any, before: int) -> int:
+        return 503 if body["n"] % 5 == 3 and before < 2 else 200
+
+    with (
+        receiving(answer) as receiver,
+        running(messages_database, {"ordered": receiver.url}) as one,
+        running(messages_database, {"ordered": receiver.url}) as two,
+    ):
+        keys, count = ["a", "b", "c", "d"], 25
+
+        def send(key: str) -> list[str]:
+            return [(one, two)[n % 2].post("ordered", {"key": key, "n": n}, key=key) for n in range(count)]
+
+        with ThreadPoolExecutor(len(keys)) as pool:
+            ids = [id for sent in pool.map(send, keys) for id in sent]
+        eventually(lambda: statuses(one, ids) == {"DELIVERED"}, 60)
+        for key in keys:
+            assert [body["n"] for body in receiver.delivered() if body["key"] == key] == list(range(count))
+        failed = [id for id in ids if one.get(id)["retry_count"] == 2]
+        assert len(failed) == len(keys) * count / 5
+
+
+def test_a_dead_and_a_slow_destination_hold_up_nobody_else(messages_database: str) -> None:
+    """With a backlog for each, and fewer places for attempts than it has messages."""
+    with (
+        receiving() as live,
+        receiving(sleeping(0.8)) as slow,
+        running(
+            messages_database,
+            {"live": live.url, "slow": slow.url, "dead": "http://127.0.0.1:9"},
+            concurrency=8,
+            destination_concurrency=8,
+        ) as service,
+    ):
+        for n in range(40):
+            service.post("slow", n)
+            service.post("dead", n)
+        took = []
+        for n in range(20):
+            began = time.monotonic()
+            service.until(service.post("live", n), "DELIVERED")
+            took.append(time.monotonic() - began)
+        assert sorted(took)[10] < 0.5, took
+        assert len(slow.received) < 40
+
+
+def test_a_message_that_is_never_taken_fails_is_dead_lettered_and_can_be_sent_again(messages_database: str) -> None:
+    broken = True
+    with (
+        receiving(lambda body, before: 500 if broken and body == "poison" else 200) as receiver,
+        running(messages_database, {"picky": receiver.url}) as service,
+    ):
+        first = service.post("picky", "poison", key="k", type="bad.one")
+        second = service.post("picky", "after", key="k")
+        told = service.until(first, "FAILED")
+        assert (told["retry_count"], told["processed"], told["processed_at"]) == (4, False, None)
+        assert "answered 500" in told["last_error"] and told["failed_at"]
+        # A failed head lets the next of its key pass.
+        service.until(second, "DELIVERED")
+        conflict = service.client.post(f"/messages/{second}/redeliver")
+        assert (conflict.status_code, conflict.json()["state"]) == (409, "DELIVERED")
+
+        eventually(lambda: service.sql("SELECT letter_due FROM messages.messages WHERE id = %s", first) == [(False,)])
+        letter = letter_of(first)
+        assert letter.value() == b'"poison"' and letter.key() == b"k"
+        headers = dict(letter.headers())
+        assert headers["ce_type"] == b"bad.one"
+        assert headers["__connect.errors.topic"] == b"picky.messages"
+        assert b"answered 500" in headers["__connect.errors.exception.message"]
+
+        broken = False
+        again = service.client.post(f"/messages/{first}/redeliver")
+        assert (again.status_code, again.json()) == (202, {"message_id": first, "status": "PENDING"})
+        told = service.until(first, "DELIVERED")
+        assert (told["redeliveries"], told["retry_count"]) == (1, 0)
+        assert {one.id for one in receiver.received if one.body == "poison"} == {first}
+
+
+def letter_of(message_id: str) -> Any:
+    consumer = Consumer(
+        {
+            "bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"],
+            "group.id": f"letters-{message_id}",
+            "auto.offset.reset": "earliest",
+        }
+    )
+    consumer.subscribe(["fluxora.messages.dlq"])
+    try:
+        until = time.monotonic() + 30
+        while time.monotonic() < until:
+            record = consumer.poll(1)
+            if record and not record.error() and dict(record.headers()).get("ce_id") == message_id.encode():
+                return record
+    finally:
+        consumer.close()
+    raise AssertionError("no dead letter")
+
+
+def test_a_process_killed_in_mid_delivery_leaves_nothing_lost_and_the_order_kept(messages_database: str) -> None:
+    """Killed once before it sends and once after the receiver has answered, before that is written down."""
+    with receiving() as receiver:
+        services = {"kept": receiver.url}
+        ids: list[str] = []
+        for point in ("messages.before_attempt", "messages.after_attempt"):
+            with running(messages_database, services, environment={"FLUXORA_CRASH_AT": f"{point}:4"}) as doomed:
+                for n in range(len(ids), len(ids) + 8):
+                    try:
+                        ids.append(doomed.post("kept", n, key="one", message_id=str(uuid4())))
+                    except Exception:
+                        break  # it was killed before the answer
+                assert doomed.process.wait(20) == EXIT_CODE
+        with running(messages_database, services) as service:
+            written = [
+                str(id)
+                for (id,) in service.sql("SELECT id FROM messages.messages WHERE routed_to = 'kept' ORDER BY position")
+            ]
+            assert set(ids) <= set(written)
+            eventually(lambda: statuses(service, written) == {"DELIVERED"}, 30)
+            came = [one.id for one in receiver.received]
+            assert list(dict.fromkeys(came)) == written
+            # The one that was answered and not written down came a second time, with the same id.
+            assert len(came) == len(written) + 1
+
+
+def test_a_zombie_cannot_overwrite_what_its_successor_has_written(messages_database: str) -> None:
+    """Stopped while its attempt is under way, past its lease; another process delivers meanwhile."""
+    hold = True
+    with (
+        receiving(lambda body, before: sleeping(1.0, 500)(body, before) if hold and before == 0 else 200) as receiver,
+        running(messages_database, {"frozen": receiver.url}, attempt_timeout_seconds=1.9, lease_seconds=4) as zombie,
+    ):
+        id = zombie.post("frozen", 1)
+        time.sleep(0.4)
+        os.kill(zombie.process.pid, signal.SIGSTOP)
+        try:
+            with running(messages_database, {"frozen": receiver.url}) as successor:
+                successor.until(id, "DELIVERED", 20)
+                os.kill(zombie.process.pid, signal.SIGCONT)
+                eventually(lambda: 'outcome="LOST"' in zombie.client.get("/metrics").text, 20)
+                told = successor.get(id)
+                assert (told["status"], told["retry_count"]) == ("DELIVERED", 0)
+        finally:
+            os.kill(zombie.process.pid, signal.SIGCONT)
+
+
+def test_an_unknown_destination_is_accepted_and_fails_by_the_policy(messages_database: str) -> None:
+    nobody = f"nobody-{time.time_ns()}"
+    with running(messages_database, {}, topics_seconds=60) as service:
+        told = service.until(service.post(nobody, 1), "FAILED", 30)
+        assert f"no way to {nobody}" in told["last_error"]
+        assert told["retry_count"] == 4
+
+
+def test_rules_route_drop_and_reject_and_a_broken_file_keeps_the_old_ones(
+    messages_database: str, tmp_path: Path
+) -> None:
+    rules = tmp_path / "rules.toml"
+    rules.write_text(
+        """
+        [[rule]]
+        destination = "old"
+        action = "route"
+        to = "new"
+        [[rule]]
+        type = "debug.*"
+        action = "drop"
+        reason = "nobody reads these"
+        [[rule]]
+        destination = "ledger"
+        type = "test.*"
+        action = "reject"
+        """
+    )
+    with (
+        receiving() as new,
+        running(messages_database, {"new": new.url}, environment={"FLUXORA_MESSAGE_RULES": str(rules)}) as service,
+    ):
+        told = service.until(service.post("old", {"n": 1}, type="debug.x"), "DELIVERED")
+        assert (told["destination_service"], told["routed_to"]) == ("old", "new")
+        dropped = service.client.post("/messages", json={"destination_service": "new", "payload": 1, "type": "debug.x"})
+        assert (dropped.status_code, dropped.json()["status"]) == (201, "FAILED")
+        told = service.get(dropped.json()["message_id"])
+        assert told["last_error"] == "dropped by rule 2: nobody reads these"
+        assert service.sql("SELECT letter_due FROM messages.messages WHERE id = %s", told["message_id"]) == [(False,)]
+        body = {"destination_service": "ledger", "payload": 1, "type": "test.a"}
+        rejected = service.client.post("/messages", json=body)
+        assert (rejected.status_code, rejected.json()["type"]) == (422, "urn:fluxora:problem:refused-by-rule")
+
+        rules.write_text('[[rule]]\ntype = "debug.*"\naction = "route"\n')
+        eventually(lambda: service.client.get("/ready").json()["warnings"])
+        [warning] = [w for w in service.client.get("/ready").json()["warnings"] if "rules.toml" in w]
+        assert "rule 1" in warning and "`to`" in warning
+        assert "fluxora_outbox_rules_broken 1.0" in service.client.get("/metrics").text
+        service.until(service.post("old", 2), "DELIVERED")
+
+        rules.write_text("")
+        eventually(lambda: not service.client.get("/ready").json()["warnings"])
+        again = service.client.post(f"/messages/{told['message_id']}/redeliver")
+        assert again.json()["status"] == "PENDING"
+        service.until(told["message_id"], "DELIVERED")
+
+
+def test_lists_are_filtered_and_come_in_pages(messages_database: str) -> None:
+    with receiving() as receiver, running(messages_database, {"paged": receiver.url}) as service:
+        ids = [service.post("paged", n, type=("even", "odd")[n % 2]) for n in range(7)]
+        found, path = [], "/messages?destination=paged&limit=3"
+        while path:
+            page = service.client.get(path).json()
+            MessagePage.model_validate_json(json.dumps(page))
+            found += [message["message_id"] for message in page["messages"]]
+            path = page["next"]
+        assert found == ids[::-1]
+
+        def count(**filters: str) -> int:
+            return len(service.client.get("/messages", params={"destination": "paged", **filters}).json()["messages"])
+
+        assert count(type="odd") == 3
+        assert (count(older_than="1h"), count(younger_than="1h")) == (0, 7)
+        eventually(lambda: count(status="DELIVERED") == 7)
+        assert service.client.get("/messages", params={"status": "GONE"}).status_code == 422
+
+
+def test_old_messages_and_keys_are_pruned_and_the_rest_stays(messages_database: str) -> None:
+    with (
+        receiving() as receiver,
+        running(messages_database, {"pruned": receiver.url}, prune_seconds=0.2, prune_rows=2) as service,
+    ):
+        keys = [str(uuid4()) for _ in range(5)]
+        old = [service.post("pruned", n, headers={"Idempotency-Key": key}) for n, key in enumerate(keys)]
+        kept = service.post("pruned", "kept")
+        eventually(lambda: statuses(service, [*old, kept]) == {"DELIVERED"})
+        waiting = service.post("nobody-prunes", 1)
+        past = "now() - interval '8 days'"
+        service.sql(f"UPDATE messages.messages SET ended_at = {past} WHERE id = ANY(%s::uuid[])", old)
+        service.sql(f"UPDATE messages.messages SET created_at = {past} WHERE id = %s", waiting)
+        service.sql(f"UPDATE messages.idempotency_keys SET created_at = {past} WHERE key = ANY(%s)", keys)
+        eventually(lambda: all(service.client.get(f"/messages/{id}").status_code == 404 for id in old))
+        eventually(lambda: service.sql("SELECT 1 FROM messages.idempotency_keys WHERE key = ANY(%s)", keys) == [])
+        assert service.get(kept)["status"] == "DELIVERED"
+        assert service.get(waiting)
+
+
+def test_a_destination_with_too_many_waiting_messages_is_told_to_wait(messages_database: str) -> None:
+    with running(
+        messages_database, {"full": "http://127.0.0.1:9"}, max_pending=3, count_seconds=0.1, max_attempts=1000
+    ) as service:
+        for n in range(3):
+            service.post("full", n)
+        body = {"destination_service": "full", "payload": 4}
+        eventually(lambda: service.client.post("/messages", json=body).status_code == 503)
+        answer = service.client.post("/messages", json=body)
+        assert answer.headers["retry-after"] and "full" in answer.json()["detail"]
+
+
+def test_an_asked_for_end_finishes_the_attempt_under_way(messages_database: str) -> None:
+    with receiving(sleeping(0.6)) as receiver:
+        with running(messages_database, {"last": receiver.url}) as service:
+            id = service.post("last", 1)
+            eventually(lambda: service.get(id)["next_attempt_at"] is None)
+            time.sleep(0.2)
+        assert len(receiver.received) == 1
+        assert service.sql("SELECT status FROM messages.messages WHERE id = %s", id) == [("DELIVERED",)]
