@@ -5,15 +5,15 @@ inputs with a change and compares the decisions; nothing is written or sent.
 """
 
 import difflib
-import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import Message
 
+from fluxora.topic_reader import Progress, TopicReader
 from saga_processors import codec as codecs
 from saga_processors.log import INPUT_TOPIC
 from saga_processors.machines import Machine, advance
@@ -22,14 +22,6 @@ from schemas import Codec, FluxoraError, UndecodableRecord
 
 #: Records are looked for from a little before the time that a UUIDv7 carries: clocks differ.
 _CLOCK_SKEW_MS = 10 * 60 * 1000
-_SILENCE_S = 30.0
-
-#: Records read, records to read (as far as known).
-Progress = Callable[[int, int], None]
-
-
-class HistoryUnavailable(FluxoraError):
-    """The log does not answer, or does not hold the transaction."""
 
 
 class InvalidChange(FluxoraError):
@@ -87,73 +79,26 @@ def read(bootstrap_servers: str, codec: Codec, transaction_id: str, progress: Pr
     because an input may have been misrouted.
 
     Raises:
-        HistoryUnavailable: the brokers do not answer.
+        TopicUnavailable: the brokers do not answer.
     """
-    consumer = Consumer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            # Never subscribed and never committed: the name only has to be there.
-            "group.id": "fluxora.history",
-            "enable.auto.commit": False,
-            "enable.partition.eof": True,
-            "auto.offset.reset": "earliest",
-        }
-    )
-    try:
-        return _read(consumer, codec, transaction_id, progress)
-    except KafkaException as error:
-        raise HistoryUnavailable(f"Kafka at {bootstrap_servers}: {error.args[0].str()}") from error
-    finally:
-        consumer.close()
-
-
-def _read(consumer: Consumer, codec: Codec, transaction_id: str, progress: Progress) -> list[LoggedInput]:
     key = transaction_id.encode()
-    topic = consumer.list_topics(INPUT_TOPIC, timeout=10).topics[INPUT_TOPIC]
-    if topic.error is not None:
-        raise HistoryUnavailable(f"the topic {INPUT_TOPIC} is not there: {topic.error}")
-    starts = _starts(consumer, sorted(topic.partitions), transaction_id)
-    total = 0
-    for start in starts:
-        low, high = consumer.get_watermark_offsets(TopicPartition(INPUT_TOPIC, start.partition), timeout=10)
-        total += max(0, high - max(low, start.offset))
-    consumer.assign(starts)
-    found: list[LoggedInput] = []
-    open_partitions = {start.partition for start in starts}
-    seen, heard = 0, time.monotonic()
-    while open_partitions:
-        messages = consumer.consume(10_000, timeout=0.5)
-        if messages:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > _SILENCE_S:
-            raise HistoryUnavailable(f"{INPUT_TOPIC} has not answered for {_SILENCE_S:g} s")
-        for message in messages:
-            if (error := message.error()) is not None:
-                if error.code() != KafkaError._PARTITION_EOF:
-                    raise KafkaException(error)
-                open_partitions.discard(message.partition() or 0)
-                continue
-            seen += 1
-            if message.key() == key:
-                found.append(
-                    _logged(codec, message.partition(), message.offset(), message.timestamp()[1], message.value())
-                )
-        progress(min(seen, total), total)
+    made_at = _made_at(transaction_id)
+    with TopicReader(bootstrap_servers, INPUT_TOPIC) as reader:
+        ranges = reader.ranges(since=None if made_at is None else made_at - _CLOCK_SKEW_MS)
+        found = [_logged(codec, message) for message in reader.read(ranges, progress) if message.key() == key]
     return sorted(found, key=lambda one: (one.partition, one.offset))
 
 
-def _starts(consumer: Consumer, partitions: Sequence[int], transaction_id: str) -> list[TopicPartition]:
-    """Where to begin in each partition."""
+def _made_at(transaction_id: str) -> int | None:
+    """The time that a UUIDv7 carries, ms."""
     id = uuid.UUID(transaction_id)
-    if id.version != 7:
-        return [TopicPartition(INPUT_TOPIC, p, -2) for p in partitions]  # the beginning
-    made_at = (id.int >> 80) - _CLOCK_SKEW_MS
-    asked = [TopicPartition(INPUT_TOPIC, p, made_at) for p in partitions]
-    return list(consumer.offsets_for_times(asked, timeout=10))
+    return id.int >> 80 if id.version == 7 else None
 
 
-def _logged(codec: Codec, partition: int | None, offset: int | None, at: int, value: object) -> LoggedInput:
+def _logged(codec: Codec, message: Message) -> LoggedInput:
+    partition, offset, value = message.partition(), message.offset(), message.value()
     assert partition is not None and offset is not None
+    at = message.timestamp()[1]
     try:
         type, body = codec.decode(value if isinstance(value, bytes) else None)
     except UndecodableRecord as error:

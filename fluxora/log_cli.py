@@ -1,39 +1,34 @@
 """Commands that read the log: ``fluxora tx history``, ``fluxora tx whatif``, ``fluxora rebuild``."""
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any
 from uuid import UUID
 
 import orjson
-import psycopg
 import typer
-from confluent_kafka import KafkaException
 from pydantic import ValidationError
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fluxora import history as histories
+from fluxora.progress import progress_bar
 from fluxora.rebuild import SCHEMA, Comparison, Rebuild
+from fluxora.replay_cli import replay
 from fluxora.settings import CliSettings
+from fluxora.trouble import fail, trying
 from saga_processors.records import from_ms
 from saga_processors.settings import ProcessorSettings
 from schemas import Codec, FluxoraError
 
-FAILED = 1
 #: The comparison has found differences.
 DIFFERENT = 3
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 Id = Annotated[str, typer.Argument(help="The transaction's id: of a saga, or of a two-phase commit.")]
 
-_T = TypeVar("_T")
 _out = Console()
-_err = Console(stderr=True)
 
 
 def history(transaction_id: Id, as_json: Json = False) -> None:
@@ -95,7 +90,8 @@ def whatif(
         raise typer.BadParameter("say what changes: --input, --drop or --definition")
     inputs = _inputs(transaction_id)
     before = histories.fold(inputs)
-    after = histories.fold(_try(lambda: histories.changed(inputs, change)))
+    with trying():
+        after = histories.fold(histories.changed(inputs, change))
     lines = histories.difference(before, after)
     ends = {"as_it_was": before[-1].state, "as_it_would_be": after[-1].state if after else None}
     if as_json:
@@ -127,12 +123,11 @@ def rebuild(
     Without an option nothing live is changed: the result is compared and dropped. Reads DATABASE_URL,
     KAFKA_BOOTSTRAP_SERVERS and SCHEMA_REGISTRY_URL.
     """
-    settings = _try(_processor_settings)
-    with _trying(), Rebuild(settings, keep=keep) as run:
+    with trying(), Rebuild(_processor_settings(), keep=keep) as run:
         if really:
             run.check_nobody_folds()
         ends = run.snapshot()
-        with _bar("folding", quiet=as_json) as tell:
+        with progress_bar("folding", quiet=as_json) as tell:
             run.fold(ends, tell)
         comparison = run.compare(limit)
         if really:
@@ -172,15 +167,15 @@ def _inputs(transaction_id: str) -> list[histories.LoggedInput]:
     settings = CliSettings()
     kafka, registry = settings.kafka_bootstrap_servers, settings.schema_registry_url
     if not kafka or not registry:
-        _fail("KAFKA_BOOTSTRAP_SERVERS and SCHEMA_REGISTRY_URL are needed; `make up` writes them to .run/endpoints.env")
+        fail("KAFKA_BOOTSTRAP_SERVERS and SCHEMA_REGISTRY_URL are needed; `make up` writes them to .run/endpoints.env")
     codec = Codec(registry)
     try:
-        with _trying(), _bar("reading the log", quiet=True) as tell:
+        with trying(), progress_bar("reading the log") as tell:
             found = histories.read(kafka, codec, id, tell)
     finally:
         codec.close()
     if not found:
-        _fail(
+        fail(
             f"the log holds no input of {id}. Its retention may have passed; the journal in the database may still "
             f"tell: SELECT * FROM journal WHERE transaction_id = '{id}'"
         )
@@ -232,41 +227,12 @@ def _processor_settings() -> ProcessorSettings:
         raise FluxoraError(f"not set: {missing}; `make up` writes the addresses to .run/endpoints.env") from None
 
 
-@contextmanager
-def _bar(what: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, gone when it is done."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_err, transient=True, disable=quiet and not _err.is_terminal) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-@contextmanager
-def _trying() -> Iterator[None]:
-    try:
-        yield
-    except FluxoraError as error:
-        _fail(str(error))
-    except KafkaException as error:
-        _fail(f"Kafka: {error.args[0].str()}")
-    except psycopg.Error as error:
-        _fail(f"PostgreSQL: {error}")
-
-
-def _try(call: Callable[[], _T]) -> _T:
-    with _trying():
-        return call()
-    raise AssertionError("unreachable")
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(FAILED)
-
-
 def register(app: typer.Typer, tx_app: typer.Typer) -> None:
     """Put the commands where they belong."""
     app.command(epilog="Example: fluxora rebuild --verify")(rebuild)
+    app.command(epilog="Example: fluxora replay fluxora.transactions.events --type '*SagaFailed' --from 1h --send")(
+        replay
+    )
     tx_app.command(epilog="Example: fluxora tx history 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10")(history)
     tx_app.command(
         epilog='Example: fluxora tx whatif 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10 --input 3=\'{"outcome": "REFUSED"}\''
