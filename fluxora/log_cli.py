@@ -1,4 +1,4 @@
-"""Commands that read the log: ``fluxora tx history``, ``fluxora tx whatif``, ``fluxora rebuild``."""
+"""Commands that read the log: ``fluxora tx history``, ``tx whatif``, ``rebuild``; and those beside, registered."""
 
 import json
 from dataclasses import asdict
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fluxora import history as histories
+from fluxora.audit_cli import audit
 from fluxora.progress import progress_bar
 from fluxora.rebuild import SCHEMA, Comparison, Rebuild
 from fluxora.replay_cli import replay
@@ -233,6 +234,7 @@ def register(app: typer.Typer, tx_app: typer.Typer) -> None:
     app.command(epilog="Example: fluxora replay fluxora.transactions.events --type '*SagaFailed' --from 1h --send")(
         replay
     )
+    app.command(epilog="Example: fluxora audit --from 1h")(audit)
     tx_app.command(epilog="Example: fluxora tx history 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10")(history)
     tx_app.command(
         epilog='Example: fluxora tx whatif 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10 --input 3=\'{"outcome": "REFUSED"}\''

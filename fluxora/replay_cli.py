@@ -1,10 +1,8 @@
 """``fluxora replay``."""
 
 import json
-import re
 import time
 from dataclasses import asdict
-from datetime import datetime
 from getpass import getuser
 from typing import Annotated
 
@@ -13,16 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 
 from fluxora import replay as replays
+from fluxora.durations import point_in_time
 from fluxora.progress import progress_bar
-from fluxora.replay import SIDE, CannotReplay, Found, Replay, Selection
+from fluxora.replay import SIDE, Found, Replay, Selection
 from fluxora.settings import CliSettings
 from fluxora.trouble import fail, trying
 from saga_processors.records import from_ms
 from schemas import Codec
 
 _out = Console()
-_AGO = re.compile(r"(\d+)(s|m|h|d)")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def replay(
@@ -62,8 +59,8 @@ def replay(
         selection = Selection(
             key=key,
             type=type,
-            since=None if since is None else _time(since),
-            until=None if until is None else _time(until),
+            since=None if since is None else _ms(since),
+            until=None if until is None else _ms(until),
             offsets=replays.parse_offsets(offsets or []),
         )
         codec = None if settings.schema_registry_url is None else Codec(settings.schema_registry_url)
@@ -135,14 +132,5 @@ def _report(run: Replay, found: Found, target: str | None, sent: int | None, as_
         _out.print(f"[green]{sent} copies sent[/] to {escape(target)}, replay-id {run.id}", highlight=False)
 
 
-def _time(text: str) -> int:
-    """RFC 3339 with a zone, or so long ago; ms since the epoch."""
-    if match := _AGO.fullmatch(text):
-        return round((time.time() - int(match[1]) * _SECONDS[match[2]]) * 1000)
-    try:
-        at = datetime.fromisoformat(text)
-    except ValueError:
-        at = None
-    if at is None or at.tzinfo is None:
-        raise CannotReplay(f"a time is RFC 3339 with a zone, as 2026-11-23T10:00:00Z, or 15m, 2h, 1d ago; got {text!r}")
-    return round(at.timestamp() * 1000)
+def _ms(text: str) -> int:
+    return round(point_in_time(text, time.time()) * 1000)

@@ -32,6 +32,10 @@ class Range:
     start: int
     end: int
 
+    def first(self) -> "Range":
+        """Its first record only."""
+        return Range(self.partition, self.start, self.start + 1)
+
 
 class TopicReader:
     """Reads one topic. Use as a context manager; not for concurrent use."""

@@ -92,9 +92,7 @@ def outcomes(platform: Platform, saga: str) -> list[str]:
         (["--from", "2999-01-01T00:00:00+00:00"], 0),
     ],
 )
-def test_a_selection_takes_what_it_says(
-    platform: Platform, saga: str, options: list[str], matches: int | None
-) -> None:
+def test_a_selection_takes_what_it_says(platform: Platform, saga: str, options: list[str], matches: int | None) -> None:
     told: Any = fluxora(platform, "replay", EVENTS, "--key", saga, *options)[1]
     wanted = len(platform.records_of(EVENTS, saga)) if matches is None else matches
     assert told["matched"] == wanted
@@ -116,9 +114,7 @@ def test_offsets_are_taken_exactly(platform: Platform, saga: str) -> None:
         ([EVENTS, "--send", "--to-topic", "fluxora.transactions.dlq"], "partitions"),
     ],
 )
-def test_what_does_not_fit_says_what_to_do(
-    platform: Platform, saga: str, arguments: list[str], says: str
-) -> None:
+def test_what_does_not_fit_says_what_to_do(platform: Platform, saga: str, arguments: list[str], says: str) -> None:
     code, told, errors = fluxora(platform, "replay", *arguments)
     assert (code, told) == (1, None)
     assert says in errors
