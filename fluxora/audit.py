@@ -21,7 +21,7 @@ from psycopg.rows import TupleRow
 from connectors import Connect, configuration
 from connectors.connect import Connector
 from connectors.debezium import PREFIX
-from fluxora.topic_reader import Progress, TopicReader, TopicUnavailable
+from fluxora.topic_reader import Progress, TopicReader, TopicUnavailable, headers_of
 from participant.tables import PUBLICATION
 from schemas import FluxoraError
 
@@ -214,9 +214,9 @@ def _kept_since(reader: TopicReader) -> datetime | None:
 
 
 def _event_id(message: Message) -> str:
-    for name, value in message.headers() or []:
+    for name, value in headers_of(message):
         if name == "ce_id" and value is not None:
-            return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+            return value.decode("utf-8", "replace")
     return ""
 
 
@@ -320,7 +320,7 @@ def _publish(connection: Connection[TupleRow], bootstrap_servers: str, ids: list
             topic,
             payload,
             key,
-            headers=headers_of(id, type, source, traceparent, content_type, specversion, micros),
+            headers=event_headers(id, type, source, traceparent, content_type, specversion, micros),
             on_delivery=delivered,
         )
         producer.poll(0)
@@ -330,7 +330,7 @@ def _publish(connection: Connection[TupleRow], bootstrap_servers: str, ids: list
     return acknowledged
 
 
-def headers_of(
+def event_headers(
     id: UUID, type: str, source: str, traceparent: str | None, content_type: str, specversion: str, micros: int
 ) -> list[tuple[str, str | bytes | None]]:
     """The headers that Debezium's EventRouter makes of a row (connectors.debezium; a test compares them)."""

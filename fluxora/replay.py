@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Self, cast
+from typing import Any, Self
 from uuid import UUID
 
 import orjson
@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from uuid_utils.compat import uuid7
 
-from fluxora.topic_reader import Progress, Range, TopicReader
+from fluxora.topic_reader import Progress, Range, TopicReader, as_bytes, headers_of
 from schemas import Codec, FluxoraError, RegistryUnavailable, UndecodableRecord
 
 REPLAY_ID = "replay-id"
@@ -106,8 +106,8 @@ class Replay:
         keys: set[bytes] = set()
         for message in self._reader.read(self._ranges(), progress):
             found.looked_at += 1
-            headers = _headers(message)
-            if self._selection.key is not None and _bytes(message.key()) != self._selection.key.encode():
+            headers = headers_of(message)
+            if self._selection.key is not None and as_bytes(message.key()) != self._selection.key.encode():
                 continue
             type = self._type(message, headers)
             if self._selection.type is not None and not fnmatch.fnmatchcase(type, self._selection.type):
@@ -118,7 +118,7 @@ class Replay:
             at = message.timestamp()[1]
             found.matched += 1
             found.types[type] += 1
-            keys.add(_bytes(message.key()) or b"")
+            keys.add(as_bytes(message.key()) or b"")
             found.keys = len(keys)
             found.first_at = at if found.first_at is None else min(found.first_at, at)
             found.last_at = at if found.last_at is None else max(found.last_at, at)
@@ -147,7 +147,7 @@ class Replay:
                 return value.decode("utf-8", "replace")
         if self._codec is not None:
             try:
-                return self._codec.decode(_bytes(message.value()))[0]
+                return self._codec.decode(as_bytes(message.value()))[0]
             except (UndecodableRecord, RegistryUnavailable):
                 pass
         return "?"
@@ -184,14 +184,14 @@ class Replay:
         pace = _Pace(rate)
         for message in self.records(progress):
             pace.wait(producer.poll)
-            headers = [*_headers(message), (REPLAY_ID, self.id.encode())]
+            headers = [*headers_of(message), (REPLAY_ID, self.id.encode())]
             kind, at = message.timestamp()
             while True:
                 try:
                     producer.produce(
                         target,
-                        _bytes(message.value()),
-                        _bytes(message.key()),
+                        as_bytes(message.value()),
+                        as_bytes(message.key()),
                         partition=message.partition() or 0,
                         timestamp=at if kind else 0,
                         headers=list(headers),
@@ -262,13 +262,3 @@ def record_end(database_url: str, replay: Replay, sent: int, error: str | None) 
             "UPDATE public.replays SET finished_at = now(), matched = %s, sent = %s, error = %s WHERE id = %s",
             (replay.found.matched, sent, error, UUID(replay.id)),
         )
-
-
-def _headers(message: Message) -> list[tuple[str, bytes | None]]:
-    # The stubs allow a mapping too; what was received is always a list of pairs.
-    headers = cast(list[tuple[str, str | bytes | None]], message.headers() or [])
-    return [(name, _bytes(value)) for name, value in headers]
-
-
-def _bytes(value: str | bytes | None) -> bytes | None:
-    return value.encode() if isinstance(value, str) else value

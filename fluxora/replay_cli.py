@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict
+from dataclasses import fields
 from getpass import getuser
 from typing import Annotated
 
@@ -110,7 +110,8 @@ def _send(
 
 def _report(run: Replay, found: Found, target: str | None, sent: int | None, as_json: bool) -> None:
     if as_json:
-        told = asdict(found) | {"replay_id": None if target is None else run.id, "target": target, "sent": sent}
+        counts = {f.name: getattr(found, f.name) for f in fields(found)}
+        told = counts | {"replay_id": None if target is None else run.id, "target": target, "sent": sent}
         typer.echo(json.dumps(told))
         return
     if not found.matched:

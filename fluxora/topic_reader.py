@@ -6,7 +6,7 @@ The ends are fixed before the first record is read, so reading ends however fast
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import Self, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -142,3 +142,15 @@ class TopicReader:
 
     def _unavailable(self, error: KafkaException) -> TopicUnavailable:
         return TopicUnavailable(f"Kafka at {self._bootstrap_servers}, topic {self._topic}: {error.args[0].str()}")
+
+
+def headers_of(message: Message) -> list[tuple[str, bytes | None]]:
+    """A record's headers in their order; a name may come more than once."""
+    # The stubs allow a mapping too; what was received is always a list of pairs.
+    headers = cast(list[tuple[str, str | bytes | None]], message.headers() or [])
+    return [(name, as_bytes(value)) for name, value in headers]
+
+
+def as_bytes(value: str | bytes | None) -> bytes | None:
+    """A key or a value, whose stubs allow text too."""
+    return value.encode() if isinstance(value, str) else value
