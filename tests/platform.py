@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class Platform:
         consumer = Consumer(
             {
                 "bootstrap.servers": self.endpoints["KAFKA_BOOTSTRAP_SERVERS"],
-                "group.id": f"reader-of-{key}",
+                "group.id": f"reader-{uuid.uuid4()}",
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
             }
