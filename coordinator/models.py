@@ -203,6 +203,7 @@ class PageQuery(BaseModel):
 
 #: No control characters: PostgreSQL takes a NUL for the end of everything, terminals take others for commands.
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+_StepName = Annotated[str, Field(pattern=_NAME)]
 
 
 class CancelRequest(_Body):
@@ -213,11 +214,11 @@ class CancelRequest(_Body):
 
 
 class RetryNowRequest(CancelRequest):
-    step: Name | None = Field(default=None, max_length=100, description="Only this step; default: all that wait.")
+    step: _StepName | None = Field(default=None, description="Only this step; default: all that wait.")
 
 
 class SkipRequest(CancelRequest):
-    step: Name = Field(max_length=100, description="The step whose action, or compensation, is taken for done.")
+    step: _StepName = Field(description="The step whose action, or compensation, is taken for done.")
 
 
 class SagaCreated(BaseModel):

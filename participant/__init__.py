@@ -20,7 +20,18 @@ A handler's rows, the proof that its command was handled, and the reply commit t
 
 from participant import outbox
 from participant.command import Command, Operation, Outcome, Refused
+from participant.saga_client import SagaClient
 from participant.service import InvalidService, Service
 from participant.settings import Settings
 
-__all__ = ["Command", "InvalidService", "Operation", "Outcome", "Refused", "Service", "Settings", "outbox"]
+__all__ = [
+    "Command",
+    "InvalidService",
+    "Operation",
+    "Outcome",
+    "Refused",
+    "SagaClient",
+    "Service",
+    "Settings",
+    "outbox",
+]

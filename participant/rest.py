@@ -13,7 +13,7 @@ import random
 import time
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import httpx
 import orjson
@@ -70,6 +70,13 @@ class Unavailable(CallFailed):
     """No answer that counts within the time. What was asked may, or may not, have been done."""
 
 
+class Reply(NamedTuple):
+    """The answer to a call that did what was asked."""
+
+    status: int
+    document: Any
+
+
 class RestClient:
     """One connection pool to one address. Safe to share between threads; close it, or use it in a ``with``."""
 
@@ -105,8 +112,8 @@ class RestClient:
         key: str | None = None,
         hold_seconds: float = 0.0,
         retry_seconds: float | None = None,
-    ) -> Any:
-        """Make the call; returns the JSON of its answer.
+    ) -> Reply:
+        """Make the call; returns its answer, which is JSON.
 
         A call that may be sent twice must do the same as once: by its method, or by its ``key``, which goes as
         Idempotency-Key.
@@ -160,10 +167,10 @@ def _json(body: Any) -> bytes:
         raise Invalid(f"the request cannot be written as JSON: {error}", 422, (("body", str(error)),)) from error
 
 
-def _result(base_url: str, answer: httpx.Response) -> Any:
+def _result(base_url: str, answer: httpx.Response) -> Reply:
     if answer.is_success:
         try:
-            return orjson.loads(answer.content)
+            return Reply(answer.status_code, orjson.loads(answer.content))
         except orjson.JSONDecodeError as error:
             raise CallFailed(
                 f"{base_url} answered HTTP {answer.status_code} without JSON; is it the right address?",

@@ -39,6 +39,8 @@ StepState = Literal["PENDING", "EXECUTING", "EXECUTED", "COMPENSATING", "COMPENS
 
 #: One long poll asks the coordinator for at most this; a longer wait is several.
 _POLL_SECONDS = 30.0
+_NOT_DECIDED = 202
+_PAUSE_SECONDS = 0.1
 
 
 # As the JSON has it: a later coordinator may send more. Times are RFC 3339.
@@ -128,6 +130,7 @@ class SagaClient:
         if not url:
             raise ValueError("no address of the coordinator: give base_url, or set COORDINATOR_URL")
         self._service_name = service_name
+        self._retry = retry_seconds
         self._rest = RestClient(
             url, f"fluxora-saga-client ({service_name})", timeout_seconds=timeout_seconds, retry_seconds=retry_seconds
         )
@@ -176,7 +179,8 @@ class SagaClient:
                 body[field] = value
         if saga_id is not None:
             body["saga_id"] = str(saga_id)
-        return str(self._rest.call("POST", "/sagas", body, key=idempotency_key or str(uuid4()))["saga_id"])
+        reply = self._rest.call("POST", "/sagas", body, key=idempotency_key or str(uuid4()))
+        return str(reply.document["saga_id"])
 
     def run(
         self, name: str, input: Any = None, *, version: str | None = None, idempotency_key: str | None = None
@@ -197,13 +201,13 @@ class SagaClient:
         """
         steps = [step.as_json() if isinstance(step, Step) else step for step in definition.get("steps", ())]
         path = f"/saga-definitions/{_part(name)}/versions/{_part(version)}"
-        return bool(self._rest.call("PUT", path, {**definition, "steps": steps})["registered"])
+        return bool(self._rest.call("PUT", path, {**definition, "steps": steps}).document["registered"])
 
     # Looking
 
     def get_saga_status(self, saga_id: str | UUID) -> SagaStatus:
         """The saga as it stands; raises NotFound."""
-        return cast(SagaStatus, self._rest.call("GET", _saga(saga_id)))
+        return cast(SagaStatus, self._rest.call("GET", _saga(saga_id)).document)
 
     def wait(self, saga_id: str | UUID, timeout: float = 60.0) -> SagaStatus:
         """The saga once it has ended: COMPLETED or FAILED, which is no error of this call.
@@ -224,7 +228,7 @@ class SagaClient:
                 SagaStatus,
                 self._rest.call(
                     "GET", _saga(saga_id), query={"wait": f"{hold:.3f}s"}, hold_seconds=hold, retry_seconds=left
-                ),
+                ).document,
             )
             if saga["state"] in ("COMPLETED", "FAILED"):
                 return saga
@@ -234,19 +238,20 @@ class SagaClient:
     def list_sagas(self, **filters: Any) -> SagaPage:
         """A page of sagas, newest first; ``filters`` as of ``GET /sagas``: name, state, service, older_than, cursor…"""
         query = {name: value for name, value in filters.items() if value is not None}
-        return cast(SagaPage, self._rest.call("GET", "/sagas", query=query))
+        return cast(SagaPage, self._rest.call("GET", "/sagas", query=query).document)
 
     def history(self, saga_id: str | UUID, *, cursor: str | None = None, limit: int | None = None) -> SagaHistory:
         """A page of what happened to a saga: its inputs in order, with verdict and effects."""
         query = {name: value for name, value in (("cursor", cursor), ("limit", limit)) if value is not None}
-        return cast(SagaHistory, self._rest.call("GET", f"{_saga(saga_id)}/history", query=query))
+        return cast(SagaHistory, self._rest.call("GET", f"{_saga(saga_id)}/history", query=query).document)
 
     def definitions(self, name: str | None = None, *, cursor: str | None = None) -> dict[str, Any]:
         """A page of registered definitions, newest first; with ``name`` the versions of one."""
         path = "/saga-definitions" if name is None else f"/saga-definitions/{_part(name)}"
-        return dict(self._rest.call("GET", path, query={} if cursor is None else {"cursor": cursor}))
+        return dict(self._rest.call("GET", path, query={} if cursor is None else {"cursor": cursor}).document)
 
-    # Operators' requests. Each returns the saga after the machine has granted it.
+    # Operators' requests. Each returns the saga after the machine has granted it; Unavailable if it has not decided in
+    # ``retry_seconds``.
 
     def cancel(self, saga_id: str | UUID, *, who: str | None = None, why: str | None = None) -> SagaStatus:
         """Turn the saga round: what has run is undone. Raises Conflict past the pivot or its end."""
@@ -265,7 +270,18 @@ class SagaClient:
     def _ask(self, saga_id: str | UUID, verb: str, step: str | None, who: str | None, why: str | None) -> SagaStatus:
         told = (("step", step), ("who", who or self._service_name), ("why", why))
         body = {name: value for name, value in told if value is not None}
-        return cast(SagaStatus, self._rest.call("POST", f"{_saga(saga_id)}/{verb}", body, key=str(uuid4())))
+        key = str(uuid4())
+        deadline = time.monotonic() + self._retry
+        while True:
+            reply = self._rest.call("POST", f"{_saga(saga_id)}/{verb}", body, key=key)
+            if reply.status != _NOT_DECIDED:
+                return cast(SagaStatus, reply.document)
+            # The coordinator has waited a while for the machine. Sent again with its key, it goes on waiting.
+            if time.monotonic() >= deadline:
+                raise Unavailable(
+                    f"{verb} of {saga_id} is asked for, but no processor has decided yet; it may be granted", 202
+                )
+            time.sleep(_PAUSE_SECONDS)
 
 
 def _saga(saga_id: str | UUID) -> str:

@@ -7,6 +7,7 @@
     ├── IncompatibleSchema   a schema would break its readers
     ├── UndecodableRecord    bytes from a topic are not what they should be
     ├── RegistryUnavailable  the schema registry does not answer; nothing was written
+    ├── CallFailed           a call of our REST APIs did not do what was asked (participant.rest has its kinds)
     └── InvalidService       the handlers of a service do not fit together (participant.handlers)
 
 The pure modules import nothing, so theirs stand alone: ``InvalidDefinition`` (a ValueError: the caller's saga breaks a

@@ -8,13 +8,22 @@ import pytest
 
 from deploy.stack import Stack
 from participant import outbox
+from tests import http_services
+from tests.http_services import Catalog
 from tests.platform import Platform
 
 LEDGER = Path(__file__).parent / "services" / "ledger.toml"
 
 
 @pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+def catalog() -> Iterator[Catalog]:
+    """The service registry that the stack finds HTTP services in."""
+    with http_services.catalog() as catalog:
+        yield catalog
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterator[Stack]:
     """PostgreSQL, Kafka, Connect with Debezium, the registry, our services and the ledger services."""
     run_dir = tmp_path_factory.mktemp("stack")
     crash_dir = run_dir / "crash"
@@ -25,6 +34,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         services=[LEDGER],
         environment={
             "FLUXORA_CRASH_DIR": str(crash_dir),
+            "SERVICE_REGISTRY_URL": catalog.url,
             # Two, so that a killed or frozen one has a successor.
             "FLUXORA_PROCESSORS": "2",
             "PYTHONPATH": str(Path(__file__).parents[1]),

@@ -13,7 +13,7 @@ import pytest
 
 from participant.saga_client import CallFailed, Conflict, Invalid, NotEnded, NotFound, SagaClient, Unavailable
 from participant.sagas import Retry, Step
-from tests.integration.fix_coordinator import Coordinator, coordinator, coordinator_database
+from tests.integration.fix_coordinator import Coordinator, coordinator, coordinator_database, running
 
 __all__ = ["coordinator", "coordinator_database"]  # fixtures
 
@@ -152,6 +152,18 @@ def test_a_start_whose_answer_is_lost_is_sent_again_and_makes_one_saga(coordinat
     assert coordinator.client.get(f"/sagas/{saga_id}").status_code == 200
     after = coordinator.counts()
     assert (after[0] - before[0], after[1] - before[1]) == (1, 1)
+
+
+def test_a_request_that_no_processor_decides_is_unavailable(coordinator_database: str) -> None:
+    with (
+        running(coordinator_database, request_wait_seconds=0.2) as impatient,
+        SagaClient("web-shop", impatient.url, retry_seconds=1) as sagas,
+    ):
+        saga_id = sagas.start_saga("order", [Step("tc-billing")])
+        before = impatient.counts()
+        with pytest.raises(Unavailable, match="no processor has decided"):
+            sagas.cancel(saga_id)
+        assert impatient.counts()[1] - before[1] == 1
 
 
 def test_nobody_there_is_unavailable_after_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
