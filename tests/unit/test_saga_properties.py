@@ -25,6 +25,7 @@ from saga_processors.saga import (
     StepState,
 )
 from saga_processors.saga_machine import advance
+from tests.unit.saga_samples import check_state, definition_to_json
 
 MAX_STEPS = 5
 
@@ -103,34 +104,6 @@ class Service:
         return StepReplied(name, command.operation, command.attempt, outcome, None, None)
 
 
-def check_state(saga: Saga) -> None:
-    """Invariants of a single state."""
-    states = [step.state for step in saga.steps]
-    if saga.state in TERMINAL:
-        assert saga.next_deadline is None
-        assert not saga.needs_attention
-    else:
-        # No state is without an exit: while a saga has not ended, a timer runs, whoever stays silent.
-        assert saga.next_deadline is not None
-    if saga.state is SagaState.COMPLETED:
-        assert set(states) == {StepState.EXECUTED}
-    if saga.state is SagaState.FAILED:
-        assert set(states) <= {StepState.PENDING, StepState.FAILED, StepState.COMPENSATED}
-    for i, step in enumerate(saga.steps):
-        kind = saga.definition.steps[i].kind
-        waits = (step.timeout_at is not None) + (step.retry_at is not None)
-        assert waits == (step.state in (StepState.EXECUTING, StepState.COMPENSATING))
-        if kind is not StepKind.COMPENSATABLE:
-            assert step.state not in (StepState.COMPENSATING, StepState.COMPENSATED)
-            if step.state is StepState.EXECUTED:
-                assert saga.state in (SagaState.EXECUTING, SagaState.COMPLETED)
-        for j in saga.definition.depends_on[i]:
-            if step.state is not StepState.PENDING:
-                assert states[j] is not StepState.PENDING
-            if step.state in (StepState.EXECUTING, StepState.EXECUTED):
-                assert states[j] is StepState.EXECUTED
-
-
 @given(st.data())
 @settings(max_examples=250, deadline=None)
 def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> None:
@@ -157,7 +130,7 @@ def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> Non
             assert saga.state in reachable(before.state)
         # What is stored is what was decided.
         stored = orjson.loads(orjson.dumps(saga_codec.progress_to_json(saga)))
-        record = codec_definition(definition)
+        record = definition_to_json(definition)
         assert saga_codec.saga_from_json(record, saga.state, stored) == saga
         for effect in decision.effects:
             assert saga_codec.effect_from_json(orjson.loads(orjson.dumps(saga_codec.effect_to_json(effect)))) == effect
@@ -169,23 +142,6 @@ def reachable(state: SagaState) -> set[SagaState]:
     for following in list(found):
         found |= reachable(following)
     return found
-
-
-def codec_definition(definition: SagaDefinition) -> dict[str, object]:
-    return {
-        "name": definition.name,
-        "timeout_ms": definition.timeout_ms,
-        "traceparent": definition.traceparent,
-        "version": definition.version,
-        "input": definition.input,
-        "steps": [
-            {
-                **{f: getattr(step, f) for f in step.__slots__},
-                "retry": {f: getattr(step.retry, f) for f in step.retry.__slots__},
-            }
-            for step in definition.steps
-        ],
-    }
 
 
 @given(definitions(), st.integers(0, 2**32))
