@@ -33,6 +33,8 @@ OPTIONS: Final = {
     "max_wal_size": "2GB",
     "max_replication_slots": "20",
     "max_wal_senders": "20",
+    # Participants of two-phase commits may use PREPARE TRANSACTION (docs/two-phase-commit.md); 0 would forbid it.
+    "max_prepared_transactions": "100",
     # A slot whose connector is gone for good must not fill the disk.
     "max_slot_wal_keep_size": "4GB",
     # Durable as in production: what is committed survives `kill -9` and a power cut.

@@ -14,24 +14,53 @@
 
     billing.run()
 
+For two-phase commits there are ``ResourceManager``, ``PreparedTransactionManager`` and ``add_transaction_endpoints``
+(docs/two-phase-commit.md).
+
 A handler's rows, the proof that its command was handled, and the reply commit together or not at all
 (``participant.batch`` says what a crash does on every line).
 """
 
 from participant import outbox
+from participant.changes import CannotApply, Change, ChangeKind
 from participant.command import Command, Operation, Outcome, Refused
+from participant.endpoints import add_transaction_endpoints
+from participant.outbox_client import OutboxClient
+from participant.prepared import PreparedTransactionManager
+from participant.resources import ResourceManager
 from participant.saga_client import SagaClient
 from participant.service import InvalidService, Service
 from participant.settings import Settings
+from participant.two_phase import (
+    InvalidChange,
+    StillBusy,
+    TransactionEnded,
+    TwoPhaseError,
+    UnknownTransaction,
+    Vote,
+)
 
 __all__ = [
+    "CannotApply",
+    "Change",
+    "ChangeKind",
     "Command",
+    "InvalidChange",
     "InvalidService",
     "Operation",
+    "OutboxClient",
     "Outcome",
+    "PreparedTransactionManager",
     "Refused",
+    "ResourceManager",
     "SagaClient",
     "Service",
     "Settings",
+    "StillBusy",
+    "TransactionEnded",
+    "TwoPhaseError",
+    "UnknownTransaction",
+    "Vote",
+    "add_transaction_endpoints",
     "outbox",
 ]

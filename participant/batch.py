@@ -36,7 +36,7 @@ import structlog
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
 
-from participant import barrier, outbox
+from participant import barrier, outbox, two_phase
 from participant.arrays import text_array, uuid_array
 from participant.barrier import UNSEEN, Decision, Step
 from participant.command import (
@@ -53,12 +53,15 @@ from participant.command import (
 )
 from participant.crashpoint import crash_at
 from participant.handlers import Handler, Handlers
+from participant.incoming import AnyCommand
+from participant.two_phase import Answer, Participant, ParticipantCommand, TwoPhaseOutcome
 from schemas import Codec, RegistryUnavailable
 
 log = structlog.get_logger(__name__)
 
 _T = TypeVar("_T")
 StepKey = tuple[uuid.UUID, str]
+AnyReply = Reply | Answer
 
 # Sorted, so that two workers with the same commands take the rows in the same order and cannot deadlock on them.
 _CLAIM = text("""
@@ -98,7 +101,7 @@ class Retry(Exception):
 class _Culprit(Exception):
     """The batch was rolled back because of these commands, or of one among them."""
 
-    def __init__(self, commands: Sequence[Command], cause: BaseException) -> None:
+    def __init__(self, commands: Sequence[AnyCommand], cause: BaseException) -> None:
         super().__init__(str(cause))
         self.commands = commands
         self.cause = cause
@@ -123,10 +126,13 @@ class Batch:
         *,
         service: str,
         idle_limit_s: float = float("inf"),
-        dead_letter: Callable[[Command, BaseException], None],
-        observe: Callable[[Command, Reply], None] = lambda command, reply: None,
+        dead_letter: Callable[[AnyCommand, BaseException], None],
+        observe: Callable[[AnyCommand, AnyReply], None] = lambda command, reply: None,
+        participant: Participant,
     ) -> None:
-        """``dead_letter`` stores a command that failed for good; it returns when the letter is durable.
+        """``participant`` answers the commands of two-phase commits.
+
+        ``dead_letter`` stores a command that failed for good; it returns when the letter is durable.
 
         ``idle_limit_s`` is what ``limit_idle_transactions`` was told: a handler that loses its connection after
         such a pause has failed; before it, the database has.
@@ -138,9 +144,10 @@ class Batch:
         self._service = service
         self._dead_letter = dead_letter
         self._observe = observe
+        self._participant = participant
         self._guard = _Guard(engine)
 
-    def handle(self, commands: Sequence[Command]) -> None:
+    def handle(self, commands: Sequence[AnyCommand]) -> None:
         """Handle ``commands``; when it returns, the reply of each is committed.
 
         The commands of one transaction are handled in the order given. Commands that are handled already are
@@ -165,11 +172,13 @@ class Batch:
                 else:
                     waiting.extend(reversed(_cut(part, culprit.commands)))
 
-    def _attempt(self, commands: Sequence[Command], decided: dict[str, Reply]) -> None:
+    def _attempt(self, commands: Sequence[AnyCommand], decided: dict[str, Reply]) -> None:
         try:
             with self._engine.begin() as connection:
                 claimed = self._claim(connection, commands)
-                walk = _Walk(connection, self._guard, self._handlers, claimed, decided, self._idle_limit_s)
+                walk = _Walk(
+                    connection, self._guard, self._handlers, self._participant, claimed, decided, self._idle_limit_s
+                )
                 walk.run()
                 self._write(connection, walk)
                 crash_at("participant.before_commit")
@@ -186,7 +195,7 @@ class Batch:
         for command, reply in walk.replies:
             self._observe(command, reply)
 
-    def _claim(self, connection: Connection, commands: Sequence[Command]) -> list[Command]:
+    def _claim(self, connection: Connection, commands: Sequence[AnyCommand]) -> list[AnyCommand]:
         ids = [command.command_id for command in commands]
         new = set(connection.execute(_CLAIM, {"ids": text_array(ids)}).scalars())
         claimed = []
@@ -209,23 +218,23 @@ class Batch:
                 raise _BarrierTaken("another worker handled a step of this batch at the same time") from error
         self._publish(connection, walk.replies)
 
-    def _publish(self, connection: Connection, replies: Sequence[tuple[Command, Reply]]) -> None:
-        outbox.publish_many(
-            connection,
-            [
+    def _publish(self, connection: Connection, replies: Sequence[tuple[AnyCommand, AnyReply]]) -> None:
+        messages = []
+        for command, reply in replies:
+            type, record = _record_of(command, reply)
+            messages.append(
                 outbox.Message(
                     topic=TRANSACTIONS_TOPIC,
                     key=str(command.transaction_id),
-                    type=REPLY,
-                    payload=self._codec.encode(REPLY, reply_record(command, reply)),
+                    type=type,
+                    payload=self._codec.encode(type, record),
                     source=self._service,
                     traceparent=command.traceparent,
                 )
-                for command, reply in replies
-            ],
-        )
+            )
+        outbox.publish_many(connection, messages)
 
-    def _record_failure(self, command: Command, error: BaseException) -> None:
+    def _record_failure(self, command: AnyCommand, error: BaseException) -> None:
         """Answer FAILED, after the dead letter if no attempt follows.
 
         A crash between the two leaves a dead letter of a command that comes again: it is tried once more, and may
@@ -243,7 +252,12 @@ class Batch:
         )
         if command.final:
             self._dead_letter(command, error)
-        reply = Reply(Outcome.FAILED, reason=storable(f"{type(error).__name__}: {error}"))
+        reason = storable(f"{type(error).__name__}: {error}")
+        reply: AnyReply
+        if isinstance(command, Command):
+            reply = Reply(Outcome.FAILED, reason=reason)
+        else:
+            reply = Answer(TwoPhaseOutcome.FAILED, reason)
         try:
             with self._engine.begin() as connection:
                 # No barrier row: the machine's next attempt, with its own command id, may run.
@@ -269,7 +283,8 @@ class _Walk:
         connection: Connection,
         guard: "_Guard",
         handlers: Handlers,
-        commands: list[Command],
+        participant: Participant,
+        commands: list[AnyCommand],
         decided: dict[str, Reply],
         idle_limit_s: float,
     ) -> None:
@@ -277,25 +292,29 @@ class _Walk:
         self._idle_limit_s = idle_limit_s
         self._guard = guard
         self._handlers = handlers
+        self._participant = participant
         self._commands = commands
         self._decided = decided
         self._steps = self._read()
         #: Columns of the barrier; the first three are the primary key.
         self.rows: list[tuple[str | None, ...]] = []
-        self.replies: list[tuple[Command, Reply]] = []
+        self.replies: list[tuple[AnyCommand, AnyReply]] = []
 
     def run(self) -> None:
         for wave in waves(self._commands):
             grouped: dict[Handler, list[Command]] = {}
             for command in wave:
-                self._one(command, grouped)
+                if isinstance(command, Command):
+                    self._one(command, grouped)
+                else:
+                    self._two_phase(command)
             for handler, group in grouped.items():
                 self._group(handler, group)
 
     def _read(self) -> dict[StepKey, Step]:
-        if not self._commands:
+        keys = list({(one.transaction_id, one.step) for one in self._commands if isinstance(one, Command)})
+        if not keys:
             return {}
-        keys = list({(command.transaction_id, command.step) for command in self._commands})
         found = self._connection.execute(
             _READ_BARRIER, {"transaction_ids": uuid_array(k[0] for k in keys), "steps": text_array(k[1] for k in keys)}
         )
@@ -332,6 +351,11 @@ class _Walk:
                 self._finish(command, Reply(Outcome.DONE))
             case Decision.UNDONE:
                 self.replies.append((command, Reply(Outcome.DONE)))
+
+    def _two_phase(self, command: ParticipantCommand) -> None:
+        """The participant keeps its own table of what came before, and needs no barrier."""
+        answer, _ = self._call([command], lambda: two_phase.perform(self._participant, self._connection, command))
+        self.replies.append((command, answer))
 
     def _run(self, command: Command, grouped: dict[Handler, list[Command]]) -> None:
         if (known := self._decided.get(command.command_id)) is not None:
@@ -373,7 +397,7 @@ class _Walk:
         for command, reply in zip(group, replies, strict=True):
             self._finish(command, reply)
 
-    def _call(self, commands: Sequence[Command], call: Callable[[], _T]) -> tuple[_T, bool]:
+    def _call(self, commands: Sequence[AnyCommand], call: Callable[[], _T]) -> tuple[_T, bool]:
         started = time.monotonic()
         try:
             return self._guard.call(self._connection, call)
@@ -397,13 +421,22 @@ class _Walk:
             self._steps[key] = Step(seen.action, seen.result, seen.reason, True)
 
 
-def waves(commands: Sequence[Command]) -> list[list[Command]]:
+def _record_of(command: AnyCommand, reply: AnyReply) -> tuple[str, dict[str, Any]]:
+    """The schema and the Avro record of a reply."""
+    if isinstance(command, Command):
+        assert isinstance(reply, Reply)
+        return REPLY, reply_record(command, reply)
+    assert isinstance(reply, Answer)
+    return two_phase.REPLY, two_phase.reply_record(command, reply)
+
+
+def waves(commands: Sequence[AnyCommand]) -> list[list[AnyCommand]]:
     """Return the commands in rounds: the first of every transaction, then the second of every one, and so on.
 
     A round never holds two commands of one transaction, so its commands can be grouped by handler without
     reordering any transaction.
     """
-    rounds: list[list[Command]] = []
+    rounds: list[list[AnyCommand]] = []
     seen: dict[uuid.UUID, int] = {}
     for command in commands:
         number = seen.get(command.transaction_id, 0)
@@ -414,7 +447,7 @@ def waves(commands: Sequence[Command]) -> list[list[Command]]:
     return rounds
 
 
-def _cut(commands: Sequence[Command], culprits: Sequence[Command]) -> list[list[Command]]:
+def _cut(commands: Sequence[AnyCommand], culprits: Sequence[AnyCommand]) -> list[list[AnyCommand]]:
     """Cut a failed batch, in its order: around the culprit if it is one, else in halves."""
     if len(culprits) == 1:
         at = next(i for i, command in enumerate(commands) if command is culprits[0])
@@ -425,7 +458,7 @@ def _cut(commands: Sequence[Command], culprits: Sequence[Command]) -> list[list[
     return [part for part in parts if part]
 
 
-def _before_and_from(commands: Sequence[Command], refused: dict[str, Reply]) -> list[list[Command]]:
+def _before_and_from(commands: Sequence[AnyCommand], refused: dict[str, Reply]) -> list[list[AnyCommand]]:
     """Cut before the first refused command: what came before it is committed, the rest goes on.
 
     So no handler runs more than twice, however many refusals a batch has.

@@ -1,14 +1,12 @@
 """A command, what may come of it, and how both travel."""
 
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, NewType
 
 import orjson
-
-from schemas import Codec, UndecodableRecord
 
 COMMAND = "fluxora.StepCommand"
 REPLY = "fluxora.StepReplied"
@@ -118,24 +116,6 @@ def reply_from(command: Command, returned: object) -> Reply:
 def storable(reason: str) -> str:
     """Return ``reason`` as PostgreSQL and Avro take it: no NUL, no lone surrogate, not endless."""
     return reason.replace("\x00", "\\0").encode("utf-8", "replace").decode()[:REASON_LIMIT]
-
-
-def decoder(codec: Codec) -> Callable[[bytes | None, str | None], Command]:
-    """Return a function from a record's value and traceparent to its command.
-
-    It raises UndecodableRecord for anything that must not reach a handler, RegistryUnavailable as the codec does.
-    """
-
-    def decode(value: bytes | None, traceparent: str | None) -> Command:
-        name, record = codec.decode(value)
-        if name != COMMAND:
-            raise UndecodableRecord(f"a {name} where a {COMMAND} belongs")
-        try:
-            return command_from(record, traceparent)
-        except (ValueError, KeyError) as error:
-            raise UndecodableRecord(f"{COMMAND}: {error}") from error
-
-    return decode
 
 
 def command_from(record: Mapping[str, Any], traceparent: str | None = None) -> Command:

@@ -38,12 +38,12 @@ class Handlers:
     def without_compensation(self, name: str) -> None:
         self._without_compensation.add(name)
 
-    def check(self) -> None:
+    def check(self, *, actions_needed: bool = True) -> None:
         """Raise InvalidService, naming everything that is missing."""
         actions = {name for operation, name in self._known if operation is Operation.ACTION}
         compensations = {name for operation, name in self._known if operation is Operation.COMPENSATION}
         problems = []
-        if not actions:
+        if not actions and actions_needed:
             problems.append("there is no action: decorate a function with @service.action(name)")
         for name in sorted(actions - compensations - self._without_compensation):
             problems.append(

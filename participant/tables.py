@@ -4,9 +4,12 @@ They are made and changed by ``participant.migrations`` only; a unit test compar
 """
 
 from sqlalchemy import (
+    JSON,
     CheckConstraint,
     Column,
     DateTime,
+    ForeignKeyConstraint,
+    Index,
     LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
@@ -14,6 +17,7 @@ from sqlalchemy import (
     Text,
     Uuid,
     func,
+    text,
 )
 
 SCHEMA = "fluxora"
@@ -63,4 +67,39 @@ barrier = Table(
     PrimaryKeyConstraint("transaction_id", "step", "operation", name="barrier_pkey"),
     CheckConstraint("operation IN ('ACTION', 'COMPENSATION')", name="barrier_operation_check"),
     CheckConstraint("outcome IN ('DONE', 'REFUSED', 'CANCELLED')", name="barrier_outcome_check"),
+)
+
+#: What became of a two-phase commit here: the promise (PREPARED, with all that commit needs) and the memory of its
+#: end, which answers late and repeated calls. One row for a transaction and a participant of it in this database.
+prepared = Table(
+    "prepared",
+    metadata,
+    Column("service", Text(collation="C"), nullable=False),
+    Column("transaction_id", Text(collation="C"), nullable=False),
+    Column("state", Text, nullable=False),
+    Column("changes", JSON, nullable=False, server_default="[]"),  # in the order in which they are applied
+    Column("reason", Text),  # with ABORTED, when this side said no
+    Column("prepared_at", DateTime(timezone=True), nullable=False, server_default=func.clock_timestamp()),
+    Column("ended_at", DateTime(timezone=True)),
+    PrimaryKeyConstraint("service", "transaction_id", name="prepared_pkey"),
+    CheckConstraint("state IN ('PREPARED', 'COMMITTED', 'ABORTED')", name="prepared_state_check"),
+    Index("prepared_undecided", "service", "prepared_at", postgresql_where=text("state = 'PREPARED'")),
+    Index("prepared_ended", "ended_at", postgresql_where=text("state <> 'PREPARED'")),
+)
+
+#: Resources held by a transaction that is PREPARED: the primary key refuses a second one.
+held = Table(
+    "held",
+    metadata,
+    Column("service", Text(collation="C"), nullable=False),
+    Column("resource", Text(collation="C"), nullable=False),
+    Column("resource_id", Text(collation="C"), nullable=False),
+    Column("transaction_id", Text(collation="C"), nullable=False),
+    PrimaryKeyConstraint("service", "resource", "resource_id", name="held_pkey"),
+    ForeignKeyConstraint(
+        ["service", "transaction_id"],
+        ["fluxora.prepared.service", "fluxora.prepared.transaction_id"],
+        name="held_transaction_fkey",
+    ),
+    Index("held_transaction", "service", "transaction_id"),
 )

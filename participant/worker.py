@@ -20,12 +20,15 @@ from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter, Histogram
 from sqlalchemy import Engine, create_engine
 
-from participant.batch import Batch, Retry, limit_idle_transactions
-from participant.command import Command, Reply, decoder
+from participant.batch import AnyReply, Batch, Retry, limit_idle_transactions
 from participant.dead_letters import DeadLetters
 from participant.handlers import Handlers
 from participant.health import HealthServer
+from participant.incoming import AnyCommand, decoder
+from participant.resources import ResourceManager
 from participant.settings import Settings, sqlalchemy_url
+from participant.sweep import sweep_from_environment
+from participant.two_phase import Participant
 from schemas import Codec, RegistryUnavailable, UndecodableRecord
 
 log = structlog.get_logger(__name__)
@@ -56,7 +59,10 @@ class Stopped(Exception):
 class Worker:
     """Consumes ``<service>.commands`` as the group ``<service>``."""
 
-    def __init__(self, service: str, handlers: Handlers, settings: Settings) -> None:
+    def __init__(
+        self, service: str, handlers: Handlers, settings: Settings, participant: Participant | None = None
+    ) -> None:
+        """``participant`` takes part in two-phase commits; without one, every prepare is refused."""
         self._service = service
         self._settings = settings
         self._topic = f"{service}.commands"
@@ -87,7 +93,9 @@ class Worker:
             idle_limit_s=settings.transaction_idle_limit_s,
             dead_letter=self._bury,
             observe=self._observe,
+            participant=participant or ResourceManager(self._engine, service=service),
         )
+        self._sweep = None if participant is None else sweep_from_environment(participant)
         self._consumer = Consumer(self._consumer_settings(), logger=logging.getLogger("librdkafka"))
 
     def run(self) -> None:
@@ -98,6 +106,8 @@ class Worker:
             health.start()
         self._consumer.subscribe([self._topic], on_assign=self._assign, on_revoke=self._revoke, on_lost=self._revoke)
         log.info("service_started", service=self._service, topic=self._topic)
+        if self._sweep is not None:
+            self._sweep.start()
         try:
             while not self._stopping.is_set():
                 self._turned = time.monotonic()
@@ -106,6 +116,8 @@ class Worker:
             log.warning("stopped_while_waiting", service=self._service, trouble=self._trouble)
         finally:
             self._consumer.close()
+            if self._sweep is not None:
+                self._sweep.stop()
             self._engine.dispose()
             if health is not None:
                 health.stop()
@@ -176,7 +188,7 @@ class Worker:
             self._consumer.seek(TopicPartition(topic, partition, offset))
         return True
 
-    def _commands(self, messages: Iterable[Message]) -> list[Command]:
+    def _commands(self, messages: Iterable[Message]) -> list[AnyCommand]:
         commands = []
         for message in messages:
             try:
@@ -191,7 +203,7 @@ class Worker:
             commands.append(command)
         return commands
 
-    def _bury(self, command: Command, error: BaseException) -> None:
+    def _bury(self, command: AnyCommand, error: BaseException) -> None:
         self._put(self._records[command.command_id], error, stage="TASK_PUT")
 
     def _put(self, message: Message, error: BaseException, *, stage: str) -> None:
@@ -233,7 +245,7 @@ class Worker:
             asynchronous=True,
         )
 
-    def _observe(self, command: Command, reply: Reply) -> None:
+    def _observe(self, command: AnyCommand, reply: AnyReply) -> None:
         COMMANDS.labels(self._service, command.operation.value, reply.outcome.value).inc()
 
     def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:

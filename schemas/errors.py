@@ -8,7 +8,12 @@
     ├── UndecodableRecord    bytes from a topic are not what they should be
     ├── RegistryUnavailable  the schema registry does not answer; nothing was written
     ├── CallFailed           a call of our REST APIs did not do what was asked (participant.rest has its kinds)
-    └── InvalidService       the handlers of a service do not fit together (participant.handlers)
+    ├── InvalidService       the handlers of a service do not fit together (participant.handlers)
+    └── TwoPhaseError        a call of a two-phase commit cannot be done here (participant.two_phase)
+        ├── InvalidChange        the caller's fault: it breaks a rule, which is named with its field
+        ├── UnknownTransaction   commit of what was never prepared here: in doubt, never guessed
+        ├── TransactionEnded     it ended the other way: commit after abort, abort after commit
+        └── StillBusy            another call of the same transaction is in progress; call again
 
 The pure modules import nothing, so theirs stand alone: ``InvalidDefinition`` (a ValueError: the caller's saga breaks a
 rule) and ``Halted`` (going on would break a guarantee; the process must end). Errors of a single package that never

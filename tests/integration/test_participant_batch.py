@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import Connection, Engine, create_engine, text
 
-from participant import Command, Operation, Refused, Service
+from participant import Command, Operation, Refused, ResourceManager, Service
 from participant.arrays import bytea_array, text_array, uuid_array
 from participant.batch import Batch, Retry
 from participant.settings import sqlalchemy_url
@@ -77,6 +77,7 @@ class Ledger:
             self.service.handlers,
             codec,
             service="ledger",
+            participant=ResourceManager(engine, service="ledger"),
             dead_letter=lambda command, error: self.dead.append((command.command_id, repr(error))),
         )
 
