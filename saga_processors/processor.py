@@ -353,10 +353,12 @@ class Processor:
             )
             write.created[id] = entry
             return entry
+        unchanged = machine is entry.machine
         entry.machine = machine
         if decoded.type == "fluxora.DeadlinePassed":
             write.rearmed.add(id)
-        elif not applied:
+        elif unchanged:
+            # Not the same as not applied: a machine remembers whom it has refused, so that a copy is refused too.
             return entry
         if id not in write.created:
             folded = write.changed[id][1] if id in write.changed else 0

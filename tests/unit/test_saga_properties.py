@@ -1,6 +1,7 @@
 """What holds for every saga, whatever answers come, in whatever order, how often, and how late."""
 
 import random
+from dataclasses import replace
 
 import orjson
 from hypothesis import given, settings
@@ -8,13 +9,14 @@ from hypothesis import strategies as st
 
 from saga_processors import saga_codec
 from saga_processors.definition import RetryPolicy, SagaDefinition, StepDefinition, StepKind
-from saga_processors.machine import DeadlinePassed, Verdict
+from saga_processors.machine import DeadlinePassed, Request, Verdict
 from saga_processors.saga import (
     SAGA_MOVES,
     STEP_MOVES,
     TERMINAL,
     Input,
     Operation,
+    OperatorRequest,
     Outcome,
     PublishEvent,
     Saga,
@@ -44,10 +46,26 @@ def definitions(draw: st.DrawFn) -> SagaDefinition:
             kind = StepKind.PIVOT if i == pivot else StepKind.RETRIABLE
             needed = set(range(i)) if i == pivot else {pivot, *draw(st.sets(st.integers(pivot, i - 1)))}
         retry = RetryPolicy(draw(st.integers(1, 3)), 50, 400, 2.0, draw(st.sampled_from([0.0, 0.5])), 4)
+        http = draw(st.booleans())
+        payload = draw(st.sampled_from(["{}", '{"$from": "input.x"}']))
+        if needed and draw(st.booleans()):
+            default = ', "default": 1' if kind is StepKind.RETRIABLE or draw(st.booleans()) else ""
+            payload = f'[{{"$from": "steps.s{min(needed)}.result.r"{default}}}]'
         steps.append(
-            StepDefinition(f"s{i}", "svc", f"s{i}", "{}", tuple(f"s{j}" for j in sorted(needed)), kind, retry, 1_000)
+            StepDefinition(
+                f"s{i}",
+                "svc",
+                f"s{i}",
+                payload,
+                tuple(f"s{j}" for j in sorted(needed)),
+                kind,
+                retry,
+                1_000,
+                "/act" if http else None,
+                "/undo" if http else None,
+            )
         )
-    definition = SagaDefinition("any", tuple(steps), draw(st.sampled_from([None, 700, 5_000])))
+    definition = SagaDefinition("any", tuple(steps), draw(st.sampled_from([None, 700, 5_000])), input='{"x": 1}')
     definition.check(MAX_STEPS)
     return definition
 
@@ -62,11 +80,18 @@ def inputs(definition: SagaDefinition) -> st.SearchStrategy[Input]:
             st.sampled_from(Operation),
             st.integers(1, 4),
             st.sampled_from(Outcome),
-            st.just('{"r": 1}'),
+            st.sampled_from(['{"r": 1}', "2", None]),
             st.just("why"),
         ),
         st.builds(DeadlinePassed, st.integers(0, 20_000)),
         st.just(SagaStarted(definition)),
+        st.builds(
+            OperatorRequest,
+            st.sampled_from(["1", "2", "3", "4"]),
+            st.sampled_from(Request),
+            st.one_of(st.none(), names),
+            st.just("ann"),
+        ),
     )
 
 
@@ -101,7 +126,7 @@ class Service:
             self.ran.add(i)
         elif outcome is Outcome.REFUSED and kind is not StepKind.RETRIABLE:
             self.closed.add(i)
-        return StepReplied(name, command.operation, command.attempt, outcome, None, None)
+        return StepReplied(name, command.operation, command.attempt, outcome, '{"r": 1}', None)
 
 
 @given(st.data())
@@ -120,10 +145,15 @@ def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> Non
         assert saga is not None
         check_state(saga)
         if decision.verdict is not Verdict.APPLIED:
-            assert saga is before
+            if isinstance(event, OperatorRequest):
+                assert replace(saga, requests=before.requests) == before
+                assert before.ended or event.request_id in saga.requests, "a refused one is remembered too"
+            else:
+                assert saga is before
             assert decision.effects == ()
             assert decision.reason
         else:
+            assert not isinstance(event, OperatorRequest) or event.request_id not in before.requests
             sequence = [e.sequence for e in decision.effects if isinstance(e, PublishEvent)]
             assert sequence == list(range(before.events + 1, saga.events + 1))
         if before.state is not saga.state:

@@ -75,6 +75,7 @@ class Effects:
 class World:
     def __init__(self, seed: int) -> None:
         self.chance = random.Random(seed)
+        self.harm = self.chance.choice([0.1, 0.4, 1.0])
         self.now = 0
         self.agenda: list[tuple[int, int, Callable[[], None]]] = []
         self.count = 0
@@ -98,7 +99,7 @@ class World:
         return self.now < CHAOS
 
     def maybe(self, share: float) -> bool:
-        return self.chaotic and self.chance.random() < share
+        return self.chaotic and self.chance.random() < share * self.harm
 
     def carry(self, deliver: Callable[[], None]) -> None:
         """Bring a message; or not, or twice, or late."""
@@ -110,9 +111,9 @@ class World:
     def run(self) -> None:
         for id, definition in self.definitions.items():
             start = partial(self.processor.produce, id, SagaStarted(definition))
-            self.later(self.chance.randrange(2_000), start)
-            for n in range(self.chance.choice([0, 0, 1, 3])):
-                self.later(self.chance.randrange(CHAOS), partial(self.operate, id, n))
+            self.later(1, start)
+            for n in range(self.chance.choice([0, 0, 2, 6])):
+                self.later(self.chance.randrange(6_000), partial(self.operate, id, n))
         while self.agenda:
             assert self.count < 30_000, "it never ends"
             self.now, _, action = heapq.heappop(self.agenda)
@@ -367,7 +368,7 @@ class Processor:
             self.world.later(max(0, due - self.world.now), lambda: self.tick(id))
 
     def tick(self, id: str) -> None:
-        saga = self.load(id)
+        saga = self.cache.get(id) or self.load(id)
         if saga is None or (due := saga.next_deadline) is None or due > self.world.now:
             return
         # The clock looks again after its lease, whatever became of this one.
