@@ -239,8 +239,12 @@ class Processor:
         with BATCH_SECONDS.labels("begin").time():
             loaded = await self._store.begin(moves, unknown)
             self._cache.update(loaded)
+            # A request is decided once. The log may hold a second copy of it (Debezium delivers at least once), and
+            # what was refused when the first one came, and the caller told so, must not be granted behind its back.
+            requests = [d.body["request_id"] for d in decoded if d.type == _REQUEST and d.body is not None]
+            answered = await self._store.answered(requests) if requests else set()
         with BATCH_SECONDS.labels("decide").time():
-            write = BatchWrite(moves=moves)
+            write = BatchWrite(moves=moves, answered=answered)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
         crash_at("processor.before_commit")
         with BATCH_SECONDS.labels("commit").time():
@@ -300,6 +304,9 @@ class Processor:
         reason: str | None
         if entry is not None and entry.parked:
             outcome, reason = "PARKED", "an earlier input of this transaction is parked"
+        elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
+            outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
+            state = None if entry is None or entry.machine is None else entry.machine.state
         else:
             try:
                 decision = advance(None if entry is None else entry.machine, decoded.input, record.timestamp)
@@ -310,6 +317,8 @@ class Processor:
                 entry = self._park(decoded, write, entry)
             else:
                 outcome, reason, effects = decision.verdict, decision.reason, decision.effects
+                if decoded.type == _REQUEST:
+                    write.answered.add(request)
                 if decision.machine is not None:
                     state = decision.machine.state
                     _note(id, None if entry is None else entry.machine, decision.machine, write)

@@ -550,3 +550,27 @@ def test_inputs_of_a_two_phase_commit_that_break_a_rule_are_poison(platform: Pla
     run(platform, database, lambda processor, sent: processor.handle([*poison, *other]))
     outcomes = [row[1] for row in rows(database, JOURNAL)]
     assert outcomes == ["POISON"] * len(poison) + ["APPLIED", "REJECTED", "REJECTED"]
+
+
+def test_a_request_is_decided_once_however_often_it_comes(platform: Platform, database: str) -> None:
+    """The caller was told no; a second copy that comes when the answer would be yes must not commit behind its back."""
+    inputs = Inputs(platform)
+    early, again = str(uuid.uuid4()), str(uuid.uuid4())
+    first = [inputs.started(over_kafka("alpha")), inputs.request("PREPARE"), inputs.request("COMMIT", early)]
+    then = [inputs.reply("alpha", "PREPARE"), inputs.request("COMMIT", early)]
+    last = [inputs.request("COMMIT", again), inputs.request("COMMIT", again)]
+    batches = (first, then, last)
+    sent = run(
+        platform,
+        database,
+        *(lambda processor, sent, batch=batch: processor.handle(batch) for batch in batches),  # type: ignore[misc]
+    )
+    outcomes = [row[1:] for row in rows(database, JOURNAL)]
+    assert outcomes[2:] == [
+        ("REJECTED", "PREPARING"),
+        ("APPLIED", "PREPARED"),
+        ("IGNORED", "PREPARED"),
+        ("APPLIED", "COMMITTING"),
+        ("IGNORED", "COMMITTING"),
+    ]
+    assert [body["operation"] for _, body in asked(platform, sent)] == ["PREPARE", "COMMIT"]
