@@ -1,4 +1,4 @@
-"""Which partition a key belongs to: Kafka's murmur2, as its Java clients, Debezium and our producers compute it. Pure."""
+"""Which partition a key belongs to: Kafka's murmur2, as Java clients, Debezium and our producers compute it. Pure."""
 
 _SEED = 0x9747B28C
 _M = 0x5BD1E995

@@ -21,6 +21,7 @@ from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
 from saga_processors.machine import DeadlinePassed, Verdict
 from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
+from saga_processors.partitioning import partition_of
 from saga_processors.records import KafkaRecord, from_ms, to_ms
 from saga_processors.saga import SagaStarted
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
@@ -75,6 +76,7 @@ class Processor:
         input_log: InputLog,
         publisher: Publisher,
         topic_id: str,
+        partitions: int,
         batch_size: int,
         cache_size: int,
         max_steps: int,
@@ -85,6 +87,8 @@ class Processor:
         self._log = input_log
         self._publisher = publisher
         self._topic_id = topic_id
+        #: Of the input topic.
+        self._partitions = partitions
         self._batch_size = batch_size
         self._cache_size = cache_size
         self._max_steps = max_steps
@@ -275,6 +279,9 @@ class Processor:
             if key != transaction_id:
                 raise UndecodableRecord(f"the key {key[:100]!r} is not the transaction_id {transaction_id}")
             known_id = transaction_id
+            if type in codecs.KINDS and (home := partition_of(key.encode(), self._partitions)) != record.partition:
+                # It would bind the transaction to a partition where none of its other inputs come.
+                raise UndecodableRecord(f"misrouted: the key belongs to partition {home}; use partitioner murmur2")
             input = codecs.input_from_record(type, body, self._policy)
             match input:
                 case SagaStarted():
