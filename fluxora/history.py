@@ -114,6 +114,7 @@ def fold(inputs: Iterable[LoggedInput]) -> list[Folded]:
 def _fold(inputs: Iterable[LoggedInput]) -> Iterator[Folded]:
     machine: Machine | None = None
     home: int | None = None
+    answered: set[str] = set()
     for number, logged in enumerate(inputs, 1):
         state = None if machine is None else str(machine.state)
         if logged.body is None:
@@ -122,6 +123,10 @@ def _fold(inputs: Iterable[LoggedInput]) -> Iterator[Folded]:
         if home is not None and logged.partition != home:
             yield Folded(number, logged, "POISON", f"the transaction is folded from partition {home}", state, ())
             continue
+        request_id = logged.body.get("request_id")
+        if request_id in answered:
+            yield Folded(number, logged, "IGNORED", f"a second copy of request {request_id}", state, ())
+            continue
         try:
             decision = advance(machine, codecs.input_from_record(logged.type, logged.body), logged.at)
         except Exception as error:
@@ -129,6 +134,8 @@ def _fold(inputs: Iterable[LoggedInput]) -> Iterator[Folded]:
             verdict = "POISON" if isinstance(error, (UndecodableRecord, ValueError, KeyError)) else "FAILED"
             yield Folded(number, logged, verdict, f"{error.__class__.__name__}: {error}", state, ())
             continue
+        if isinstance(request_id, str):
+            answered.add(request_id)
         machine = decision.machine
         if machine is not None and home is None:
             home = logged.partition

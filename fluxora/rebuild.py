@@ -177,6 +177,7 @@ class Rebuild:
             input_log=input_log,
             publisher=_Silent(),
             topic_id=await input_log.topic_id(),
+            partitions=await input_log.partition_count(),
             batch_size=settings.batch_size,
             cache_size=settings.cache_size,
             max_steps=settings.max_steps,

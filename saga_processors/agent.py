@@ -126,6 +126,7 @@ class SagaWorker:
             input_log=input_log,
             publisher=Publisher(settings.kafka_bootstrap_servers, settings.publish_timeout),
             topic_id=await input_log.topic_id(),
+            partitions=await input_log.partition_count(),
             batch_size=settings.batch_size,
             cache_size=settings.cache_size,
             max_steps=settings.max_steps,

@@ -64,8 +64,8 @@ def _check_request(record: Mapping[str, Any]) -> None:
         well_formed = False
     if not well_formed:
         raise UndecodableRecord(f"request_id is not a UUID in lower case: {record['request_id'][:100]!r}")
-    for field in ("request", "step", "who", "why"):
-        if "\0" in (record[field] or ""):
+    for field, value in [*record.items(), *(record["participant"] or {}).items()]:
+        if isinstance(value, str) and "\0" in value:
             raise UndecodableRecord(f"{field} holds a NUL")
 
 

@@ -40,6 +40,13 @@ class InputLog:
             }
         )
 
+    async def partition_count(self) -> int:
+        """Return how many partitions the input topic has. It never changes: more come with another topic."""
+        described = await asyncio.to_thread(
+            lambda: self._admin.describe_topics(TopicCollection([INPUT_TOPIC]))[INPUT_TOPIC].result(_READ_TIMEOUT_S)
+        )
+        return len(described.partitions)
+
     async def topic_id(self) -> str:
         """Return Kafka's id of the input topic; it changes when a topic is deleted and made again."""
         described = await asyncio.to_thread(

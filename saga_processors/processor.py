@@ -21,6 +21,7 @@ from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
 from saga_processors.machine import DeadlinePassed, Verdict
 from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
+from saga_processors.partitioning import partition_of
 from saga_processors.records import KafkaRecord, from_ms, to_ms
 from saga_processors.saga import SagaStarted
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
@@ -75,6 +76,7 @@ class Processor:
         input_log: InputLog,
         publisher: Publisher,
         topic_id: str,
+        partitions: int,
         batch_size: int,
         cache_size: int,
         max_steps: int,
@@ -85,6 +87,8 @@ class Processor:
         self._log = input_log
         self._publisher = publisher
         self._topic_id = topic_id
+        #: Of the input topic.
+        self._partitions = partitions
         self._batch_size = batch_size
         self._cache_size = cache_size
         self._max_steps = max_steps
@@ -239,8 +243,12 @@ class Processor:
         with BATCH_SECONDS.labels("begin").time():
             loaded = await self._store.begin(moves, unknown)
             self._cache.update(loaded)
+            # A request is decided once. The log may hold a second copy of it (Debezium delivers at least once), and
+            # what was refused when the first one came, and the caller told so, must not be granted behind its back.
+            requests = [d.body["request_id"] for d in decoded if d.type == _REQUEST and d.body is not None]
+            answered = await self._store.answered(requests) if requests else set()
         with BATCH_SECONDS.labels("decide").time():
-            write = BatchWrite(moves=moves)
+            write = BatchWrite(moves=moves, answered=answered)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
         crash_at("processor.before_commit")
         with BATCH_SECONDS.labels("commit").time():
@@ -271,6 +279,9 @@ class Processor:
             if key != transaction_id:
                 raise UndecodableRecord(f"the key {key[:100]!r} is not the transaction_id {transaction_id}")
             known_id = transaction_id
+            if type in codecs.KINDS and (home := partition_of(key.encode(), self._partitions)) != record.partition:
+                # It would bind the transaction to a partition where none of its other inputs come.
+                raise UndecodableRecord(f"misrouted: the key belongs to partition {home}; use partitioner murmur2")
             input = codecs.input_from_record(type, body, self._policy)
             match input:
                 case SagaStarted():
@@ -300,6 +311,9 @@ class Processor:
         reason: str | None
         if entry is not None and entry.parked:
             outcome, reason = "PARKED", "an earlier input of this transaction is parked"
+        elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
+            outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
+            state = None if entry is None or entry.machine is None else entry.machine.state
         else:
             try:
                 decision = advance(None if entry is None else entry.machine, decoded.input, record.timestamp)
@@ -310,6 +324,8 @@ class Processor:
                 entry = self._park(decoded, write, entry)
             else:
                 outcome, reason, effects = decision.verdict, decision.reason, decision.effects
+                if decoded.type == _REQUEST:
+                    write.answered.add(request)
                 if decision.machine is not None:
                     state = decision.machine.state
                     _note(id, None if entry is None else entry.machine, decision.machine, write)

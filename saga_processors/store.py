@@ -15,6 +15,7 @@ from psycopg.types.json import set_json_loads
 
 from participant.arrays import text_array
 from saga_processors.codec import machine_from_json, name_of, progress_to_json, services_of
+from saga_processors.machine import Verdict
 from saga_processors.machines import Machine
 from saga_processors.partition import Halted, PartitionPosition
 from saga_processors.records import from_ms
@@ -82,6 +83,8 @@ class BatchWrite:
     rearmed: set[str] = field(default_factory=set)
     #: Those that ended, were asked for something, or (two-phase commits) changed their state.
     awaited: set[str] = field(default_factory=set)
+    #: Transaction and request_id of requests that have their answer, in the journal or in this batch.
+    answered: set[tuple[str, str]] = field(default_factory=set)
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +234,19 @@ class Store:
         for entry in loaded.values():
             entry.stored_participants = _participants(entry.machine)
         return loaded
+
+    async def answered(self, request_ids: Sequence[str]) -> set[tuple[str, str]]:
+        """Return transaction and request_id of those of the requests that the journal holds an answer to.
+
+        Within the transaction that :meth:`begin` opened: nobody else folds these transactions meanwhile.
+        """
+        cursor = await self._connection.execute(
+            "SELECT transaction_id::text, input ->> 'request_id' FROM journal "
+            "WHERE input_type = 'fluxora.RequestMade' AND input ->> 'request_id' = ANY(%s::text[]) "
+            "AND outcome = ANY(%s::text[])",
+            (text_array(request_ids), text_array(Verdict)),
+        )
+        return {(row[0], row[1]) for row in await cursor.fetchall()}
 
     async def commit(self, batch: BatchWrite) -> None:
         """Write the batch and commit. After it the decisions stand, whatever dies.

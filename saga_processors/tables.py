@@ -31,7 +31,7 @@ transactions = Table(
     "transactions",
     metadata,
     Column("id", Uuid, primary_key=True),
-    Column("kind", Text, nullable=False, comment="saga"),
+    Column("kind", Text, nullable=False, comment="saga or transaction (a two-phase commit)"),
     Column("name", Text, nullable=False),
     Column("state", Text, nullable=False),
     Column("services", ARRAY(Text), nullable=False, comment="whom its steps address, for filters"),
@@ -50,7 +50,8 @@ transactions = Table(
     Column("deadline_claimed_until", DateTime(timezone=True), comment="a clock is producing its DeadlinePassed"),
     Column("created_at", DateTime(timezone=True), nullable=False),
     Column("updated_at", DateTime(timezone=True), nullable=False),
-    Index("transactions_created", "created_at", "id"),
+    # Lists are of one kind. Neither state nor services is indexed: updates of either would no longer be HOT.
+    Index("transactions_kind_created", "kind", "created_at", "id"),
     Index("transactions_due", "next_deadline", postgresql_where=text("next_deadline IS NOT NULL")),
     # Room for the new version of a row on its own page: updates that touch no indexed column stay there (HOT).
     postgresql_with={"fillfactor": "70"},

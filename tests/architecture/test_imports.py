@@ -44,6 +44,7 @@ PURE = {
         "machine",
         "machines",
         "partition",
+        "partitioning",
         "reference",
         "saga",
         "saga_machine",

@@ -16,6 +16,7 @@ from saga_processors import processor as module
 from saga_processors.log import InputLog
 from saga_processors.machine import Decision
 from saga_processors.partition import Halted, Record
+from saga_processors.partitioning import partition_of
 from saga_processors.processor import Processor
 from saga_processors.records import KafkaRecord
 from saga_processors.store import Store
@@ -23,6 +24,14 @@ from saga_processors.transaction_definition import Policy
 from tests.platform import Platform
 
 TOPIC_ID = "the-topic"
+PARTITIONS = 12
+
+
+def new_id(partition: int = 0) -> str:
+    """An id whose key belongs to ``partition``."""
+    while partition_of((id := str(uuid.uuid4())).encode(), PARTITIONS) != partition:
+        pass
+    return id
 
 
 class Sent:
@@ -82,6 +91,7 @@ def make(platform: Platform, store: Store, input_log: InputLog, sent: Sent, topi
         input_log=input_log,
         publisher=sent,  # type: ignore[arg-type]
         topic_id=topic_id,
+        partitions=PARTITIONS,
         batch_size=100,
         cache_size=100,
         max_steps=10,
@@ -90,7 +100,7 @@ def make(platform: Platform, store: Store, input_log: InputLog, sent: Sent, topi
 
 
 def saga_started(platform: Platform, offset: int, id: str | None = None, partition: int = 0) -> Record:
-    id = id or str(uuid.uuid4())
+    id = id or new_id(partition)
     value = platform.codec.encode("fluxora.SagaStarted", started(uuid.UUID(id), "guarded", [Step("alpha", {})]))
     return Record(partition, offset, 1_000 + offset, id.encode(), value)
 
@@ -133,7 +143,7 @@ def test_a_redelivered_input_is_skipped(platform: Platform, database: str) -> No
 
 def test_a_second_copy_of_an_input_changes_nothing(platform: Platform, database: str) -> None:
     """Debezium sends it again after a crash of Connect: the same record at a new offset."""
-    id = str(uuid.uuid4())
+    id = new_id()
     copies = [
         saga_started(platform, 0, id),
         saga_started(platform, 1, id),
@@ -151,10 +161,10 @@ def test_inputs_that_were_not_delivered_are_fetched_before_the_next_one(platform
     producer = Producer(
         {"bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"], "partitioner": "murmur2_random"}
     )
-    ids = [str(uuid.uuid4()) for _ in range(4)]
+    ids = [new_id(7) for _ in range(4)]
     offsets: list[int] = []
     for id in ids:
-        record = saga_started(platform, 0, id)
+        record = saga_started(platform, 0, id, partition=7)
         producer.produce(
             "fluxora.transactions",
             record.value,
@@ -196,7 +206,7 @@ def test_a_zombie_lets_go_and_writes_nothing(platform: Platform, database: str) 
 def test_what_was_decided_and_not_published_leaves_when_the_partition_is_taken_over(
     platform: Platform, database: str
 ) -> None:
-    id = str(uuid.uuid4())
+    id = new_id()
 
     async def decide_and_die(processor: Processor, sent: Sent) -> None:
         await processor.handle([saga_started(platform, 0, id)])
@@ -225,7 +235,7 @@ def test_a_topic_that_was_made_again_is_refused(platform: Platform, database: st
 def test_a_transaction_that_breaks_the_machine_is_parked_and_the_others_go_on(
     platform: Platform, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, good = str(uuid.uuid4()), str(uuid.uuid4())
+    bad, good = new_id(), new_id()
     real = module.advance
 
     def breaks(saga: Any, event: Any, at: int) -> Decision:
@@ -251,7 +261,7 @@ def test_a_transaction_that_breaks_the_machine_is_parked_and_the_others_go_on(
 
 
 def test_poison_is_dead_lettered_with_connects_headers_and_the_log_goes_on(platform: Platform, database: str) -> None:
-    id = str(uuid.uuid4())
+    id = new_id()
     good = saga_started(platform, 0, id)
     no_steps = platform.codec.encode("fluxora.SagaStarted", started(uuid.UUID(id), "guarded", []))
     command = platform.codec.encode(
@@ -301,7 +311,7 @@ def test_poison_is_dead_lettered_with_connects_headers_and_the_log_goes_on(platf
 
 
 def test_a_transaction_cannot_be_folded_from_two_partitions(platform: Platform, database: str) -> None:
-    id = str(uuid.uuid4())
+    id = new_id()
     run(platform, database, lambda processor, sent: processor.handle([saga_started(platform, 0, id)]))
     wrong = replied(platform, 0, id, partition=1)
     sent = run(platform, database, lambda processor, sent: processor.handle([wrong]))
@@ -374,7 +384,7 @@ class Inputs:
 
     def __init__(self, platform: Platform, offset: int = 0) -> None:
         self.platform = platform
-        self.id = str(uuid.uuid4())
+        self.id = new_id()
         self.offset = offset
 
     def record(self, type: str, **fields: Any) -> Record:
@@ -550,3 +560,40 @@ def test_inputs_of_a_two_phase_commit_that_break_a_rule_are_poison(platform: Pla
     run(platform, database, lambda processor, sent: processor.handle([*poison, *other]))
     outcomes = [row[1] for row in rows(database, JOURNAL)]
     assert outcomes == ["POISON"] * len(poison) + ["APPLIED", "REJECTED", "REJECTED"]
+
+
+def test_a_request_is_decided_once_however_often_it_comes(platform: Platform, database: str) -> None:
+    """The caller was told no; a second copy that comes when the answer would be yes must not commit behind its back."""
+    inputs = Inputs(platform)
+    early, again = str(uuid.uuid4()), str(uuid.uuid4())
+    first = [inputs.started(over_kafka("alpha")), inputs.request("PREPARE"), inputs.request("COMMIT", early)]
+    then = [inputs.reply("alpha", "PREPARE"), inputs.request("COMMIT", early)]
+    last = [inputs.request("COMMIT", again), inputs.request("COMMIT", again)]
+    batches = (first, then, last)
+    sent = run(
+        platform,
+        database,
+        *(lambda processor, sent, batch=batch: processor.handle(batch) for batch in batches),  # type: ignore[misc]
+    )
+    outcomes = [row[1:] for row in rows(database, JOURNAL)]
+    assert outcomes[2:] == [
+        ("REJECTED", "PREPARING"),
+        ("APPLIED", "PREPARED"),
+        ("IGNORED", "PREPARED"),
+        ("APPLIED", "COMMITTING"),
+        ("IGNORED", "COMMITTING"),
+    ]
+    assert [body["operation"] for _, body in asked(platform, sent)] == ["PREPARE", "COMMIT"]
+
+
+def test_a_first_input_in_a_partition_where_its_key_does_not_belong_is_poison(
+    platform: Platform, database: str
+) -> None:
+    """Bound to that partition, the transaction would never see an answer: those go where the key belongs."""
+    id = new_id(partition=3)
+    misrouted = saga_started(platform, 0, id, partition=0)
+    sent = run(platform, database, lambda processor, sent: processor.handle([misrouted]))
+    assert [record.topic for record in sent.records] == ["fluxora.transactions.dlq"]
+    assert "partition 3" in rows(database, "SELECT reason FROM journal")[0][0]
+    run(platform, database, lambda processor, sent: processor.handle([saga_started(platform, 0, id, partition=3)]))
+    assert rows(database, "SELECT id::text, partition FROM transactions") == [(id, 3)]
