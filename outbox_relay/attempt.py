@@ -6,6 +6,7 @@ the name. Nothing is tried twice, but for the next address of a host when a conn
 """
 
 import asyncio
+import os
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -174,7 +175,7 @@ def _why(error: BaseException, limits: AttemptLimits) -> str:
         case aiohttp.ClientConnectorCertificateError():
             return f"its certificate is not accepted: {error.certificate_error}"
         case aiohttp.ClientConnectorError():
-            return f"no connection: {error.os_error.strerror or error.os_error}"
+            return f"no connection: {os.strerror(error.os_error.errno) if error.os_error.errno else error.os_error}"
         case aiohttp.ServerDisconnectedError():
             return "it closed the connection without an answer"
         case aiohttp.ClientPayloadError():

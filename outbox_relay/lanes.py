@@ -11,6 +11,10 @@ from schemas import FluxoraError
 Job = TypeVar("Job")
 
 
+#: A lane takes at most one of so many free places.
+_SHARE = 4
+
+
 class Overloaded(FluxoraError):
     """There is no room for another job to wait."""
 
@@ -38,9 +42,10 @@ class _Lane(Generic[Job]):
 class Lanes(Generic[Job]):
     """Runs jobs on the event loop, at most so many at once, in order of arrival within a lane.
 
-    A lane may have as many running as there are places free, and no more than its limit: the more lanes hang, the
-    less each of them may take, and some places are always left for the next one (the dynamic threshold of Choudhury
-    and Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). Lanes that wait take turns.
+    A lane may have running a quarter of the places that are free, and no more than its limit: the more lanes hang, the
+    less the next one may take, and dozens of them leave room for others (the dynamic threshold of Choudhury and
+    Hahne, IEEE/ACM Transactions on Networking 6(2), 1998). The last places go to lanes that have none. Lanes that
+    wait take turns.
     """
 
     def __init__(self, limits: LaneLimits, run: Callable[[Job], Coroutine[Any, Any, None]]) -> None:
@@ -106,7 +111,7 @@ class Lanes(Generic[Job]):
 
     def _may_run(self, lane: _Lane[Job]) -> bool:
         free = self._limits.running_total - self.running
-        return lane.running < min(self._limits.running, free)
+        return free > 0 and lane.running < min(self._limits.running, max(1, free // _SHARE))
 
     def _start(self, name: str, lane: _Lane[Job], job: Job) -> None:
         lane.running += 1
