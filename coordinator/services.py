@@ -108,7 +108,10 @@ class Services:
                 else:
                     self._error = None
                     self._known = frozenset(
-                        topic.removesuffix(SUFFIX) for topic in topics if topic.endswith(SUFFIX) and topic != SUFFIX
+                        topic.removesuffix(SUFFIX)
+                        for topic in topics
+                        # fluxora.http.commands is the relay's, not a service's.
+                        if topic.endswith(SUFFIX) and topic != SUFFIX and not topic.startswith("fluxora.")
                     )
                     self._metrics.services.set(len(self._known))
             if self._error is not None:

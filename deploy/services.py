@@ -29,6 +29,9 @@ from deploy.parts import Part, PlanError
 from deploy.readiness import http_answers
 from deploy.settings import PROJECT, StackSettings
 
+#: What a service_url may name where everything runs on one machine; FLUXORA_ALLOWED_HOSTS of `up` takes its place.
+LOOPBACK = "127.0.0.0/8,localhost,::1"
+
 
 class ServiceSpec(BaseModel):
     """One [[service]] of a TOML file."""
@@ -66,7 +69,7 @@ def read_services(file: Path) -> list[ServiceSpec]:
 def our_parts(
     settings: StackSettings, environment: Mapping[str, str], requires: tuple[str, ...], ports: Iterator[int]
 ) -> list[Part]:
-    """`init`, then the coordinator, the Outbox Service, the processors, the clock and the watcher side by side."""
+    """`init`, then REST (coordinator, Outbox Service), processors, clock, connector watcher and relay, side by side."""
     python = sys.executable
 
     def service(name: str, module: str) -> Part:
@@ -94,6 +97,7 @@ def our_parts(
     ]
     clock = service("deadline-clock", "saga_processors.clock")
     watcher = service("connector-watcher", "connectors")
+    relay = service("http-relay", "outbox_relay")
     # It answers /ready on its own port.
     coordinator = replace(
         service("coordinator", "coordinator"),
@@ -105,7 +109,7 @@ def our_parts(
         ready=http_answers(f"http://127.0.0.1:{settings.outbox_port}/ready"),
         ports={"FLUXORA_OUTBOX_PORT": settings.outbox_port},
     )
-    return [init, coordinator, outbox, *processors, clock, watcher]
+    return [init, coordinator, outbox, *processors, clock, watcher, relay]
 
 
 def extra_parts(
@@ -149,7 +153,7 @@ def extra_parts(
 
 def service_environment(environment: Mapping[str, str], name: str, port: int | None) -> dict[str, str]:
     """What every service gets beside the environment of `up`."""
-    own = {**environment, "FLUXORA_INSTANCE": name, "PYTHONUNBUFFERED": "1"}
+    own = {"FLUXORA_ALLOWED_HOSTS": LOOPBACK, **environment, "FLUXORA_INSTANCE": name, "PYTHONUNBUFFERED": "1"}
     if port is not None:
         own["FLUXORA_HEALTH_PORT"] = str(port)
     return own

@@ -114,7 +114,8 @@ def services(settings: CliSettings) -> list[dict[str, object]]:
     return [
         {"service": topic.removesuffix(COMMANDS), "topic": topic, "partitions": partitions}
         for topic, partitions in sorted(topics.items())
-        if topic.endswith(COMMANDS)
+        # fluxora.http.commands is the relay's, not a service's.
+        if topic.endswith(COMMANDS) and not topic.startswith("fluxora.")
     ]
 
 

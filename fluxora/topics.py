@@ -40,6 +40,8 @@ PLATFORM = (
     Topic("fluxora.transactions.dlq", 1, _KEPT),
     Topic("fluxora.messages.dlq", 1, _KEPT),
     Topic("fluxora.transactions.events", INPUT_PARTITIONS, _KEPT),
+    Topic("fluxora.http.commands", COMMAND_PARTITIONS, _KEPT),
+    Topic("fluxora.http.commands.dlq", 1, _KEPT),
 )
 
 

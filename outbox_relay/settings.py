@@ -7,6 +7,9 @@ from pydantic import AliasChoices, Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from outbox_relay.addresses import Address, AddressRefused, AllowList, forbidden, parse_url
+from outbox_relay.attempt import AttemptLimits
+from outbox_relay.lanes import LaneLimits
+from participant.command import RESULT_LIMIT
 
 #: Services in the static map, and instances of one.
 MAP_LIMIT, INSTANCE_LIMIT = 10_000, 1_000
@@ -115,3 +118,88 @@ def _addresses(name: str, value: Any) -> tuple[Address, ...]:
         if "?" in address.path:
             raise ValueError(f"FLUXORA_SERVICE_MAP: {name!r}: a base URL has no query (?…)")
     return addresses
+
+
+class RelaySettings(DirectorySettings):
+    """Settings of one relay process; the names of the addresses, the instance and the health port are everyone's."""
+
+    kafka_bootstrap_servers: str = Field(
+        validation_alias=AliasChoices("KAFKA_BOOTSTRAP_SERVERS", "kafka_bootstrap_servers"),
+        description="host:port of brokers, separated by commas.",
+    )
+    schema_registry_url: str = Field(
+        validation_alias=AliasChoices("SCHEMA_REGISTRY_URL", "schema_registry_url"),
+        description="Base of the Confluent-compatible API.",
+    )
+    instance: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("FLUXORA_INSTANCE", "instance"),
+        description="Stable name of this process among the relays (Kafka's group.instance.id).",
+    )
+    health_port: int = Field(
+        default=0,
+        ge=0,
+        le=65535,
+        validation_alias=AliasChoices("FLUXORA_HEALTH_PORT", "health_port"),
+        description="/health, /ready and /metrics; 0 = any free port.",
+    )
+    health_host: str = Field(
+        default="127.0.0.1",
+        validation_alias=AliasChoices("FLUXORA_HEALTH_HOST", "health_host"),
+        description="Address of that port; 0.0.0.0 in a container.",
+    )
+
+    connect_timeout_s: float = Field(default=3.0, gt=0, le=60, description="Of one connection, and of one DNS look-up.")
+    read_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Between two bytes of an answer.")
+    max_timeout_s: float = Field(default=300.0, gt=0, le=3600, description="Of a whole call, whatever its step says.")
+    max_response_bytes: int = Field(
+        default=RESULT_LIMIT,
+        ge=1 << 10,
+        le=RESULT_LIMIT,
+        description="Of an answer's body; a larger result would not fit the log's records.",
+    )
+    keep_alive_s: float = Field(
+        default=1.0, ge=0, le=60, description="An idle connection is used again within it: less than servers keep it."
+    )
+    dns_ttl_s: float = Field(default=5.0, ge=0, le=3600, description="Checked addresses of a name are used so long.")
+
+    service_concurrency: int = Field(default=64, ge=1, le=10_000, description="Calls to one service at once.")
+    concurrency: int = Field(default=512, ge=2, le=20_000, description="Calls at once.")
+    service_waiting: int = Field(default=1_000, ge=0, le=1_000_000, description="Commands waiting for one service.")
+    service_waiting_bytes: int = Field(default=8 << 20, ge=0, le=1 << 30, description="The same in bytes.")
+    waiting: int = Field(default=20_000, ge=0, le=1_000_000, description="Commands waiting in all.")
+    waiting_bytes: int = Field(default=64 << 20, ge=0, le=4 << 30, description="The same in bytes.")
+    window: int = Field(
+        default=100_000,
+        ge=100,
+        le=10_000_000,
+        description="Commands of one partition from the lowest unanswered one on: then it pauses. They come again "
+        "after a crash.",
+    )
+    batch_limit: int = Field(default=500, ge=1, le=10_000, description="Commands taken from Kafka at once.")
+    commit_interval_s: float = Field(default=0.2, ge=0.01, le=60, description="Between two commits of offsets.")
+    reply_timeout_s: float = Field(
+        default=30.0, ge=1, le=600, description="For the brokers to acknowledge a reply; then the process ends."
+    )
+    session_timeout_s: float = Field(
+        default=6.0, ge=1, le=300, description="The partitions of a relay that is gone move on after it."
+    )
+    registry_outage_s: float = Field(
+        default=60.0, ge=0, le=240, description="Wait for a schema registry that is away; then the process ends."
+    )
+    stop_grace_s: float = Field(default=10.0, ge=0, le=600, description="For calls under way when told to stop.")
+
+    @property
+    def attempt_limits(self) -> AttemptLimits:
+        return AttemptLimits(self.connect_timeout_s, self.read_timeout_s, self.max_response_bytes, self.keep_alive_s)
+
+    @property
+    def lane_limits(self) -> LaneLimits:
+        return LaneLimits(
+            running=self.service_concurrency,
+            running_total=self.concurrency,
+            waiting=self.service_waiting,
+            waiting_bytes=self.service_waiting_bytes,
+            waiting_total=self.waiting,
+            waiting_bytes_total=self.waiting_bytes,
+        )

@@ -20,9 +20,11 @@ Headers = Sequence[tuple[str, str | bytes | None]]
 class DeadLetters:
     """Produces dead letters and waits until they are durable."""
 
-    def __init__(self, bootstrap_servers: str, service: str) -> None:
+    def __init__(self, bootstrap_servers: str, service: str, reported_by: str = "participant.worker.Worker") -> None:
+        """``reported_by`` is the class that stands in the letters as the one that could not go on."""
         self.topic = f"{service}.commands.dlq"
         self._service = service
+        self._reported_by = reported_by
         self._producer = Producer(
             {
                 "bootstrap.servers": bootstrap_servers,
@@ -66,7 +68,7 @@ class DeadLetters:
             "connector.name": self._service,
             "task.id": 0,
             "stage": stage,
-            "class.name": "participant.worker.Worker",
+            "class.name": self._reported_by,
             "exception.class.name": f"{type(error).__module__}.{type(error).__qualname__}",
             "exception.message": str(error)[:MESSAGE_LIMIT],
             "exception.stacktrace": "".join(traceback.format_exception(error))[-TRACEBACK_LIMIT:],

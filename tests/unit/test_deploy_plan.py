@@ -14,7 +14,8 @@ from deploy.postgres import postgres_part
 from deploy.services import fill, read_services
 from deploy.settings import StackSettings
 
-OURS = ["init", "coordinator", "outbox-service", "saga-processor-1", "deadline-clock", "connector-watcher"]
+OURS = ["init", "coordinator", "outbox-service", "saga-processor-1", "deadline-clock"]
+OURS += ["connector-watcher", "http-relay"]
 
 
 @pytest.fixture
@@ -111,3 +112,16 @@ def test_a_busy_port_is_told_with_the_setting_to_change(tmp_path: Path) -> None:
     assert f"port {port} of postgres" in message
     assert "FLUXORA_POSTGRES_PORT" in message
     assert "held by pid" in message
+
+
+def test_the_local_stack_lets_addresses_of_this_machine_be_called_unless_told_otherwise(
+    settings: StackSettings,
+) -> None:
+    def allowed(environment: dict[str, str]) -> set[str]:
+        parts = make_plan(settings, environment).parts
+        return {
+            part.environment["FLUXORA_ALLOWED_HOSTS"] for part in parts if part.name in ("http-relay", "coordinator")
+        }
+
+    assert allowed({}) == {"127.0.0.0/8,localhost,::1"}
+    assert allowed({"FLUXORA_ALLOWED_HOSTS": "orders"}) == {"orders"}
