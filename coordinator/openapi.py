@@ -29,9 +29,9 @@ _EXAMPLES: Mapping[int, Mapping[str, Any]] = {
 }
 
 CREATE = openapi.creates(SagaRequest)
-REGISTER = openapi.creates(DefinitionRequest)
-CANCEL = openapi.creates(CancelRequest)
-RETRY = openapi.creates(RetryNowRequest)
+REGISTER = openapi.body(DefinitionRequest)
+CANCEL = openapi.creates(CancelRequest, required=False)
+RETRY = openapi.creates(RetryNowRequest, required=False)
 SKIP = openapi.creates(SkipRequest)
 #: Bodies that routes read themselves.
 REQUESTS = (SagaRequest, DefinitionRequest, CancelRequest, RetryNowRequest, SkipRequest)

@@ -112,8 +112,24 @@ class RestClient:
         key: str | None = None,
         hold_seconds: float = 0.0,
         retry_seconds: float | None = None,
+    ) -> Any:
+        """Make the call; returns the JSON of its answer. Arguments and errors as of :meth:`reply`."""
+        return self.reply(
+            method, path, body, query=query, key=key, hold_seconds=hold_seconds, retry_seconds=retry_seconds
+        ).document
+
+    def reply(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        query: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        hold_seconds: float = 0.0,
+        retry_seconds: float | None = None,
     ) -> Reply:
-        """Make the call; returns its answer, which is JSON.
+        """Make the call; returns its answer.
 
         A call that may be sent twice must do the same as once: by its method, or by its ``key``, which goes as
         Idempotency-Key.

@@ -179,8 +179,7 @@ class SagaClient:
                 body[field] = value
         if saga_id is not None:
             body["saga_id"] = str(saga_id)
-        reply = self._rest.call("POST", "/sagas", body, key=idempotency_key or str(uuid4()))
-        return str(reply.document["saga_id"])
+        return str(self._rest.call("POST", "/sagas", body, key=idempotency_key or str(uuid4()))["saga_id"])
 
     def run(
         self, name: str, input: Any = None, *, version: str | None = None, idempotency_key: str | None = None
@@ -201,13 +200,13 @@ class SagaClient:
         """
         steps = [step.as_json() if isinstance(step, Step) else step for step in definition.get("steps", ())]
         path = f"/saga-definitions/{_part(name)}/versions/{_part(version)}"
-        return bool(self._rest.call("PUT", path, {**definition, "steps": steps}).document["registered"])
+        return bool(self._rest.call("PUT", path, {**definition, "steps": steps})["registered"])
 
     # Looking
 
     def get_saga_status(self, saga_id: str | UUID) -> SagaStatus:
         """The saga as it stands; raises NotFound."""
-        return cast(SagaStatus, self._rest.call("GET", _saga(saga_id)).document)
+        return cast(SagaStatus, self._rest.call("GET", _saga(saga_id)))
 
     def wait(self, saga_id: str | UUID, timeout: float = 60.0) -> SagaStatus:
         """The saga once it has ended: COMPLETED or FAILED, which is no error of this call.
@@ -228,7 +227,7 @@ class SagaClient:
                 SagaStatus,
                 self._rest.call(
                     "GET", _saga(saga_id), query={"wait": f"{hold:.3f}s"}, hold_seconds=hold, retry_seconds=left
-                ).document,
+                ),
             )
             if saga["state"] in ("COMPLETED", "FAILED"):
                 return saga
@@ -238,17 +237,17 @@ class SagaClient:
     def list_sagas(self, **filters: Any) -> SagaPage:
         """A page of sagas, newest first; ``filters`` as of ``GET /sagas``: name, state, service, older_than, cursor…"""
         query = {name: value for name, value in filters.items() if value is not None}
-        return cast(SagaPage, self._rest.call("GET", "/sagas", query=query).document)
+        return cast(SagaPage, self._rest.call("GET", "/sagas", query=query))
 
     def history(self, saga_id: str | UUID, *, cursor: str | None = None, limit: int | None = None) -> SagaHistory:
         """A page of what happened to a saga: its inputs in order, with verdict and effects."""
         query = {name: value for name, value in (("cursor", cursor), ("limit", limit)) if value is not None}
-        return cast(SagaHistory, self._rest.call("GET", f"{_saga(saga_id)}/history", query=query).document)
+        return cast(SagaHistory, self._rest.call("GET", f"{_saga(saga_id)}/history", query=query))
 
     def definitions(self, name: str | None = None, *, cursor: str | None = None) -> dict[str, Any]:
         """A page of registered definitions, newest first; with ``name`` the versions of one."""
         path = "/saga-definitions" if name is None else f"/saga-definitions/{_part(name)}"
-        return dict(self._rest.call("GET", path, query={} if cursor is None else {"cursor": cursor}).document)
+        return dict(self._rest.call("GET", path, query={} if cursor is None else {"cursor": cursor}))
 
     # Operators' requests. Each returns the saga after the machine has granted it; Unavailable if it has not decided in
     # ``retry_seconds``.
@@ -273,7 +272,7 @@ class SagaClient:
         key = str(uuid4())
         deadline = time.monotonic() + self._retry
         while True:
-            reply = self._rest.call("POST", f"{_saga(saga_id)}/{verb}", body, key=key)
+            reply = self._rest.reply("POST", f"{_saga(saga_id)}/{verb}", body, key=key)
             if reply.status != _NOT_DECIDED:
                 return cast(SagaStatus, reply.document)
             # The coordinator has waited a while for the machine. Sent again with its key, it goes on waiting.

@@ -45,15 +45,15 @@ _HEADERS = [
 ]
 
 
-def creates(model: type[BaseModel]) -> dict[str, Any]:
-    """The ``openapi_extra`` of a route that creates something from a body it reads itself."""
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model=model.__name__)}}},
-        },
-        "parameters": _HEADERS,
-    }
+def creates(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """The ``openapi_extra`` of a route that creates something, once for a key, from a body it reads itself."""
+    return {**body(model, required=required), "parameters": _HEADERS}
+
+
+def body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
+    """The ``openapi_extra`` of a route that reads its body itself."""
+    content = {"application/json": {"schema": {"$ref": _SCHEMAS.format(model=model.__name__)}}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
 def answers(
