@@ -45,11 +45,11 @@ _HEADERS = [
 ]
 
 
-def creates(model: type[BaseModel]) -> dict[str, Any]:
+def creates(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """The ``openapi_extra`` of a route that creates something from a body it reads itself."""
     return {
         "requestBody": {
-            "required": True,
+            "required": required,
             "content": {"application/json": {"schema": {"$ref": _SCHEMAS.format(model=model.__name__)}}},
         },
         "parameters": _HEADERS,
