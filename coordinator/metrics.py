@@ -9,6 +9,9 @@ class Metrics(RequestMetrics):
     def __init__(self) -> None:
         super().__init__("fluxora_coordinator")
         self.created = Counter("fluxora_coordinator_sagas_created_total", "Sagas created.", registry=self.registry)
+        self.transactions_created = Counter(
+            "fluxora_coordinator_transactions_created_total", "Two-phase commits created.", registry=self.registry
+        )
         self.waiters = Gauge("fluxora_coordinator_waiters", "Requests in ?wait= now.", registry=self.registry)
         self.listening = Gauge(
             "fluxora_coordinator_listening",

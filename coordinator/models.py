@@ -10,11 +10,12 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from coordinator.history import HistoryEntry
 from participant.sagas import Retry, Step
 from saga_processors.definition import MAX_ATTEMPTS, MAX_TIMEOUT_MS, NAME
 from saga_processors.saga import SagaState, StepState
 from web.durations import PATTERN
-from web.models import Time
+from web.models import Body, Time
 
 _MAX_SECONDS = MAX_TIMEOUT_MS / 1000
 _NAME = f"^{NAME.pattern}$"
@@ -29,12 +30,7 @@ Length = Annotated[str, Field(max_length=30, json_schema_extra={"pattern": PATTE
 _RETRY = Retry()
 
 
-class _Body(BaseModel):
-    # Strict: "3" is not a number. NaN is not JSON (RFC 8259).
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-class RetryRequest(_Body):
+class RetryRequest(Body):
     """How often a failed action is tried again, and after what wait. Compensations have no limit."""
 
     max_attempts: int = Field(default=_RETRY.max_attempts, ge=1, le=MAX_ATTEMPTS)
@@ -50,7 +46,7 @@ class RetryRequest(_Body):
     )
 
 
-class StepRequest(_Body):
+class StepRequest(Body):
     service_name: Name = Field(
         description="A Kafka service, whose topic `<service_name>.commands` exists; with `action_endpoint` an HTTP one."
     )
@@ -79,7 +75,7 @@ class StepRequest(_Body):
     )
 
 
-class SagaRequest(_Body):
+class SagaRequest(Body):
     model_config = ConfigDict(
         json_schema_extra={
             "examples": [
@@ -121,7 +117,7 @@ class SagaRequest(_Body):
     )
 
 
-class DefinitionRequest(_Body):
+class DefinitionRequest(Body):
     """A saga that is registered under a name and a version, to be run with an input."""
 
     model_config = ConfigDict(
@@ -206,7 +202,7 @@ _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 _StepName = Annotated[str, Field(pattern=_NAME)]
 
 
-class CancelRequest(_Body):
+class CancelRequest(Body):
     """An operator's request; who and why are kept in the journal."""
 
     who: _Line = Field(default="unknown", max_length=200, description="Who asks.")
@@ -276,19 +272,6 @@ class SagaView(BaseModel):
     timeout_at: datetime | None
     created_at: datetime
     updated_at: datetime
-
-
-class HistoryEntry(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-    offset: int = Field(description="Its place in the log.")
-    at: datetime = Field(description="The log's time.")
-    type: str = Field(description="Of the input, such as `fluxora.StepReplied`.")
-    input: dict[str, Any] | None = Field(description="What came; a saga's first without its steps.")
-    verdict: Literal["APPLIED", "IGNORED", "REJECTED", "POISON", "PARKED"]
-    reason: str | None
-    state: str | None = Field(description="The saga's, after it.")
-    effects: list[dict[str, Any]] = Field(description="What left because of it: commands (`send`), events (`publish`).")
 
 
 class HistoryPage(BaseModel):

@@ -110,6 +110,10 @@ class Requests:
         who: str | None,
         why: str | None,
     ) -> Asked:
+        for field, value in (("step", step), ("who", who), ("why", why)):
+            # The answer is found by a field of the journal's JSON, which PostgreSQL cannot read past a NUL.
+            if value is not None and "\0" in value:
+                raise Malformed([(field, "holds no NUL (U+0000)")])
         key = idempotency_key(http.headers.getlist("idempotency-key"))
         digested = None if key is None else digest(f"{http.method} {http.url.path}", plain)
         request_id = uuid7() if digested is None else uuid5(_KEYED, f"{key}\n{digested.hex()}")

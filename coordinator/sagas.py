@@ -1,6 +1,5 @@
 """``/sagas``: start one, look at one, wait for one, list them, see what happened."""
 
-import re
 from dataclasses import replace
 from typing import Annotated
 from urllib.parse import urlencode
@@ -14,11 +13,11 @@ from coordinator import openapi
 from coordinator.creation import Creation
 from coordinator.creation_store import TransactionExists
 from coordinator.definitions import Definitions
+from coordinator.history import Histories, HistoryQuery
 from coordinator.metrics import Metrics
 from coordinator.models import (
     HistoryPage,
     ListQuery,
-    PageQuery,
     SagaCreated,
     SagaPage,
     SagaRequest,
@@ -29,12 +28,12 @@ from coordinator.services import KafkaUnavailable, Services
 from coordinator.settings import Settings
 from coordinator.store import SagaFilter, Store
 from coordinator.submission import Plan, Submission, Submissions, kafka_services
-from coordinator.views import SagaRow, history_entry, time, view
+from coordinator.views import SagaRow, time, view
 from coordinator.waiting import Waiting
 from schemas import RegistryUnavailable
 from web import cursor
 from web.content import answer, check_content, parse, traceparent
-from web.durations import seconds, wait_seconds
+from web.durations import age_seconds, wait_seconds
 from web.idempotency import digest, idempotency_key, reused
 from web.problems import Conflict, Malformed, Problem, Unavailable
 
@@ -51,6 +50,7 @@ class Sagas:
         services: Services,
         definitions: Definitions,
         submissions: Submissions,
+        histories: Histories,
         metrics: Metrics,
     ) -> None:
         self._settings = settings
@@ -60,6 +60,7 @@ class Sagas:
         self._services = services
         self._definitions = definitions
         self._submissions = submissions
+        self._histories = histories
         self._metrics = metrics
 
     async def create(self, request: Request) -> Response:
@@ -119,8 +120,8 @@ class Sagas:
             service=query.service,
             created_after=query.created_after,
             created_before=query.created_before,
-            older_than=_age("older_than", query.older_than),
-            younger_than=_age("younger_than", query.younger_than),
+            older_than=age_seconds("older_than", query.older_than),
+            younger_than=age_seconds("younger_than", query.younger_than),
             needs_attention=query.needs_attention,
             after=None if query.cursor is None else cursor.decode(query.cursor),
         )
@@ -141,24 +142,18 @@ class Sagas:
             }
         )
 
-    async def history(self, saga_id: UUID, query: Annotated[PageQuery, Query()]) -> Response:
+    async def history(self, saga_id: UUID, query: Annotated[HistoryQuery, Query()]) -> Response:
         """What happened to a saga: its inputs in the order of the log, what the machine made of them, what left.
 
         A saga that has not ended may have more later: ask again with the last `next_cursor` that was not null.
         """
-        limit = self._limit(query.limit)
-        row = self._found(saga_id, await self._store.read(saga_id))
-        rows = await self._store.history(saga_id, -1 if query.cursor is None else _offset(query.cursor), limit + 1)
-        steps = [step["name"] for step in row.definition["steps"]]
-        following = str(rows[limit - 1]["offset"]) if len(rows) > limit else None
-        return answer(
-            {
-                "saga_id": saga_id,
-                "entries": [history_entry(entry, steps) for entry in rows[:limit]],
-                "next": None if following is None else _next(f"/sagas/{saga_id}/history", query, following),
-                "next_cursor": following,
-            }
-        )
+
+        async def members() -> dict[str, list[str]]:
+            row = self._found(saga_id, await self._store.read(saga_id))
+            return {"step": [step["name"] for step in row.definition["steps"]]}
+
+        page = await self._histories.page(f"/sagas/{saga_id}/history", saga_id, query, members)
+        return answer({"saga_id": saga_id} | page)
 
     def _limit(self, wanted: int | None) -> int:
         limit = wanted or self._settings.page_size
@@ -214,21 +209,6 @@ class Sagas:
         if row is None:
             raise Problem(404, "not-found", f"There is no saga {saga_id}.")
         return row
-
-
-#: More than the age of anything here, and less than PostgreSQL can count.
-_AGES_SECONDS = 100 * 365 * 86400.0
-_OFFSET = re.compile(r"[0-9]{1,18}", re.ASCII)
-
-
-def _age(field: str, text: str | None) -> float | None:
-    return None if text is None else min(seconds(field, text), _AGES_SECONDS)
-
-
-def _offset(text: str) -> int:
-    if not _OFFSET.fullmatch(text):
-        raise Malformed([("cursor", "is the next_cursor of a page, unchanged")])
-    return int(text)
 
 
 def _next(path: str, query: BaseModel, following: str) -> str:

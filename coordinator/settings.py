@@ -4,10 +4,12 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
 from participant.outbox import PAYLOAD_LIMIT
+from saga_processors.transaction_definition import Policy
 from web.settings import RestSettings
 
 #: How our connections are named in PostgreSQL's own views.
 APPLICATION = "fluxora-coordinator"
+_POLICY = Policy()
 
 
 class Settings(RestSettings):
@@ -29,13 +31,27 @@ class Settings(RestSettings):
     )
     max_steps: int = Field(default=100, ge=1, le=1000, description="Most steps of a saga.")
     max_payload_bytes: int = Field(
-        default=256 << 10, ge=1, le=16 << 20, description="Largest payload of one step, as compact JSON."
+        default=256 << 10, ge=1, le=16 << 20, description="Largest payload of one step or participant, as compact JSON."
+    )
+    max_participants: int = Field(
+        default=_POLICY.max_participants,
+        ge=1,
+        le=10_000,
+        validation_alias=AliasChoices("FLUXORA_MAX_PARTICIPANTS", "max_participants"),
+        description="Participants of a two-phase commit; the processors read the same variable.",
+    )
+    max_participants_size: int = Field(
+        default=_POLICY.max_size,
+        ge=1_000,
+        le=16 << 20,
+        validation_alias=AliasChoices("FLUXORA_MAX_PARTICIPANTS_SIZE", "max_participants_size"),
+        description="Characters of all participants of one; the processors read the same variable.",
     )
     max_record_bytes: int = Field(
         default=PAYLOAD_LIMIT,
         ge=1 << 10,
         le=PAYLOAD_LIMIT,
-        description="Largest saga as a Kafka record; a larger one "
+        description="Largest saga, transaction or request as a Kafka record; a larger one "
         "would stop the connector, so the limit cannot be raised.",
     )
     wait_limit_seconds: float = Field(default=60.0, ge=0, le=3600, description="A longer ?wait= is cut to this.")

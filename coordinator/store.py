@@ -14,12 +14,6 @@ _COLUMNS = "id, name, state, definition, progress, needs_attention, parked, crea
 _READ = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = %s AND kind = 'saga'"
 _READ_ENDED = f"SELECT {_COLUMNS} FROM public.transactions WHERE id = ANY(%s) AND state IN ('COMPLETED', 'FAILED')"
 
-# All inputs of a transaction are in one partition: their offsets are their order.
-_HISTORY = """
-    SELECT "offset", at, input_type, input, outcome, reason, state, effects FROM public.journal
-    WHERE transaction_id = %s AND "offset" > %s ORDER BY "offset" LIMIT %s
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class SagaFilter:
@@ -55,14 +49,6 @@ class Store:
         async def work(connection: Connection) -> dict[UUID, SagaRow]:
             rows = await (await connection.execute(_READ_ENDED, (list(saga_ids),))).fetchall()
             return {row["id"]: _row(row) for row in rows}
-
-        return await self._database.run(work)
-
-    async def history(self, saga_id: UUID, after: int, limit: int) -> list[dict[str, Any]]:
-        """At most ``limit`` rows of its journal behind the offset ``after``, in the order of the log."""
-
-        async def work(connection: Connection) -> list[dict[str, Any]]:
-            return await (await connection.execute(_HISTORY, (saga_id, after, limit))).fetchall()
 
         return await self._database.run(work)
 

@@ -43,14 +43,14 @@ def view(row: SagaRow) -> dict[str, Any]:
         "name": row.name,
         # Rows that an earlier version wrote have neither.
         "version": row.definition.get("version"),
-        "input": _json(row.definition.get("input")),
+        "input": json_text(row.definition.get("input")),
         "state": row.state,
         "steps": steps,
         "current_step_index": current_step_index(row.state, [StepState(step["state"]) for step in steps]),
         "needs_attention": row.needs_attention,
         "parked": row.parked,
         "reason": progress.get("reason"),
-        "timeout_at": _time(progress.get("timeout_at")),
+        "timeout_at": time_of_ms(progress.get("timeout_at")),
         "created_at": time(row.created_at),
         "updated_at": time(row.updated_at),
     }
@@ -67,17 +67,17 @@ def _step(definition: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[st
         "action_endpoint": definition["action_endpoint"],
         "compensation_endpoint": definition["compensation_endpoint"],
         "timeout_seconds": definition["timeout_ms"] / 1000,
-        "payload": _json(definition["payload"]),
+        "payload": json_text(definition["payload"]),
         "state": progress.get("state", StepState.PENDING),
         "skipped": progress.get("skipped", False),
         "attempt": progress.get("attempt", 0),
-        "result": _json(progress.get("result")),
+        "result": json_text(progress.get("result")),
         "reason": progress.get("reason"),
         "in_doubt": progress.get("in_doubt", False),
-        "started_at": _time(progress.get("started_at")),
-        "ended_at": _time(progress.get("ended_at")),
-        "timeout_at": _time(progress.get("timeout_at")),
-        "retry_at": _time(progress.get("retry_at")),
+        "started_at": time_of_ms(progress.get("started_at")),
+        "ended_at": time_of_ms(progress.get("ended_at")),
+        "timeout_at": time_of_ms(progress.get("timeout_at")),
+        "retry_at": time_of_ms(progress.get("retry_at")),
     }
 
 
@@ -108,45 +108,16 @@ def current_step_index(state: SagaState, steps: Sequence[StepState]) -> int:
             return first(StepState.FAILED) or 0
 
 
-def history_entry(row: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
-    """A row of the journal; its shape is ``models.HistoryEntry``.
-
-    Args:
-        steps: the names of the saga's, which the journal's effects only number.
-    """
-    told = row["input"]
-    if told is not None:
-        # Numbers of milliseconds and JSON texts are the record's own way; REST has one for each.
-        told = {
-            name: _time(value) if name.endswith("_at") else _json(value) if name in ("result", "input") else value
-            for name, value in told.items()
-        }
-    return {
-        "offset": row["offset"],
-        "at": time(row["at"]),
-        "type": row["input_type"],
-        "input": told,
-        "verdict": row["outcome"],
-        "reason": row["reason"],
-        "state": row["state"],
-        "effects": [_effect(effect, steps) for effect in row["effects"] or ()],
-    }
-
-
-def _effect(effect: Mapping[str, Any], steps: Sequence[str]) -> dict[str, Any]:
-    return {**effect, "step": steps[effect["step"]]} if "step" in effect else dict(effect)
-
-
 def time(at: datetime) -> str:
     """RFC 3339 in UTC."""
     return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
 
 
-def _time(ms: int | None) -> str | None:
+def time_of_ms(ms: int | None) -> str | None:
     return None if ms is None else time(datetime.fromtimestamp(ms / 1000, UTC))
 
 
-def _json(text: str | None) -> orjson.Fragment | str | None:
+def json_text(text: str | None) -> orjson.Fragment | str | None:
     """JSON text to stand in the answer as it is: parsing and writing it anew would cost digits and time.
 
     A participant of another make may have answered with what is no JSON; that is shown as a string.

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from web import openapi, problems
+from web import docs, openapi, problems
 from web.database import DatabaseUnavailable
 from web.guard import Guard
 from web.metrics import RequestMetrics
@@ -31,7 +31,15 @@ def application(
         requests: bodies that routes read themselves, for the OpenAPI document.
         more: further arguments of FastAPI, as ``lifespan``.
     """
-    app = FastAPI(title=title, version=_version(), description=description, redirect_slashes=False, **more)
+    app = FastAPI(
+        title=title,
+        version=_version(),
+        description=description,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        **more,
+    )
     app.add_middleware(
         Guard,
         metrics=metrics,
@@ -41,6 +49,7 @@ def application(
     )
     problems.install(app)
     openapi.install(app, *requests)
+    docs.install(app)
 
     @app.exception_handler(DatabaseUnavailable)
     async def on_database(request: Request, error: DatabaseUnavailable) -> Response:

@@ -7,6 +7,8 @@ from web.problems import Malformed
 #: For the OpenAPI document.
 PATTERN = "^[0-9]{1,9}([.][0-9]{1,9})?(ms|s|m|h|d)?$"
 _TIME = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", re.ASCII)
+#: More than the age of anything here, and less than PostgreSQL can count.
+_OLDEST_SECONDS = 100 * 365 * 86400.0
 _UNIT_SECONDS = {"ms": 0.001, "s": 1.0, None: 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -16,6 +18,11 @@ def seconds(field: str, text: str) -> float:
     if found is None:
         raise Malformed([(field, "is a time such as 30s, 30, 500ms, 1m, 2h or 7d")])
     return float(found[1]) * _UNIT_SECONDS[found[2]]
+
+
+def age_seconds(field: str, text: str | None) -> float | None:
+    """The length of ``?older_than=`` and the like, if it is given; raises Malformed."""
+    return None if text is None else min(seconds(field, text), _OLDEST_SECONDS)
 
 
 def wait_seconds(text: str | None, limit: float) -> float:

@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 
 def _rfc3339(text: Any) -> Any:
@@ -15,6 +15,13 @@ def _rfc3339(text: Any) -> Any:
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(\.\d{1,9})?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
+
+
+class Body(BaseModel):
+    """A request's body. A name that is not known is refused, so that a typing error is not ignored."""
+
+    # Strict: "3" is not a number. NaN is not JSON (RFC 8259).
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class FieldError(BaseModel):
