@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fluxora import check_cli, log_cli
 from fluxora import init as setup
-from fluxora import log_cli
 from fluxora.sagas import SagaClientError, list_sagas, show_saga
 from fluxora.settings import CliSettings
 
@@ -30,6 +30,7 @@ service_app = typer.Typer(help="Services that take part in transactions.", no_ar
 saga_app = typer.Typer(help="Sagas, over the coordinator's REST API.", no_args_is_help=True)
 app.add_typer(service_app, name="service")
 app.add_typer(saga_app, name="saga")
+saga_app.command("check", epilog=check_cli.EXAMPLE)(check_cli.check)
 tx_app = typer.Typer(help="Transactions of either kind, from the log.", no_args_is_help=True)
 app.add_typer(tx_app, name="tx")
 log_cli.register(app, tx_app)
