@@ -57,7 +57,7 @@ def test_every_process_of_ours_gets_the_addresses_and_a_health_port_of_its_own(t
     external = {"DATABASE_URL": "postgresql://db.example/x", "SCHEMA_REGISTRY_URL": "http://registry.example"}
     plan = make_plan(settings, {**external, "SERVICE_REGISTRY_URL": "http://consul.example"})
     services = [part for part in plan.parts if "FLUXORA_HEALTH_PORT" in part.environment]
-    assert len({part.environment["FLUXORA_HEALTH_PORT"] for part in services}) == len(services) == 7
+    assert len({part.environment["FLUXORA_HEALTH_PORT"] for part in services}) == len(services) == 8
     for part in services:
         assert part.environment.items() >= plan.endpoints.items()
         assert part.environment["SERVICE_REGISTRY_URL"] == "http://consul.example"
