@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fluxora import init as setup
-from fluxora import log_cli, message_cli, saga_cli
+from fluxora import check_cli, log_cli, message_cli, saga_cli
 from fluxora.settings import CliSettings
 
 #: Exit codes: 1, it did not work; 2, wrong usage (typer's own).
@@ -28,6 +28,7 @@ app = typer.Typer(
 service_app = typer.Typer(help="Services that take part in transactions.", no_args_is_help=True)
 app.add_typer(service_app, name="service")
 app.add_typer(saga_cli.app, name="saga")
+saga_cli.app.command("check", epilog=check_cli.EXAMPLE)(check_cli.check)
 tx_app = typer.Typer(help="Transactions of either kind, from the log.", no_args_is_help=True)
 app.add_typer(tx_app, name="tx")
 app.add_typer(message_cli.app, name="message")

@@ -5,11 +5,12 @@ service has none. What is taken for granted of it is said in ``HTTP_ASSUMPTIONS`
 rests on it.
 """
 
+import json
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from participant import barrier, command
-from saga_processors.definition import StepDefinition, StepKind
+from saga_processors.definition import SagaDefinition, StepDefinition, StepKind
 from saga_processors.saga import Operation, Outcome
 
 Decide = Callable[[barrier.Step, command.Operation], barrier.Decision]
@@ -184,3 +185,31 @@ def in_doubt(held: Held) -> Held:
 
 def _runs(result: str | None, results: Sequence[str | None]) -> str:
     return "runs" if len(results) == 1 else f"runs and answers {result}"
+
+
+def possible_results(definition: SagaDefinition) -> dict[str, Sequence[str | None]]:
+    """By step, results that make a difference: one with all that later payloads refer to, and one without.
+
+    The second only where a reference has no default: then its step cannot be executed.
+    """
+    paths: dict[int, list[tuple[str, ...]]] = {}
+    for template in definition.templates:
+        for found in template.references if template else ():
+            if found.step is not None and found.default is None:
+                paths.setdefault(found.step, []).append(found.path)
+    return {
+        definition.steps[i].name: (json.dumps(_holding(found)), *(("null",) if any(found) else ()))
+        for i, found in paths.items()
+    }
+
+
+def _holding(paths: Sequence[tuple[str, ...]]) -> Any:
+    """A value that has something at each of ``paths``."""
+    deeper = [path for path in paths if path]
+    if not deeper:
+        return "x"
+    heads = list(dict.fromkeys(path[0] for path in deeper))
+    inner = {head: _holding([path[1:] for path in deeper if path[0] == head]) for head in heads}
+    if all(head.isdecimal() and int(head) < 100 for head in heads):
+        return [inner.get(str(i)) for i in range(max(int(head) for head in heads) + 1)]
+    return inner

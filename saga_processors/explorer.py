@@ -7,6 +7,7 @@ found is among the shortest. From every state it takes, one at a time:
 - every answer ever given, again and in any order: nothing in flight is consumed, so late, doubled and reordered
   messages need no moves of their own;
 - each timer that runs, and all of them at once. Messages may take any time, so any timer may be the next;
+- a cancellation by an operator, while the saga goes forward;
 - the loss of everything in flight, after which healthy services must bring the saga to an end (``DEADLOCK``);
 - a crash of the processor: the same input is folded again and must give the same decision, the first input comes
   again and must change nothing. Effects that are published again have ids that services know.
@@ -22,12 +23,11 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from enum import StrEnum
-from itertools import pairwise
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from participant import barrier
-from saga_processors import saga as machine
+from saga_processors import saga_machine
 from saga_processors.definition import SagaDefinition, StepKind
 from saga_processors.environment import (
     HTTP_ASSUMPTIONS,
@@ -39,12 +39,14 @@ from saga_processors.environment import (
     KafkaService,
     ServiceModel,
     in_doubt,
+    possible_results,
 )
-from saga_processors.machine import DeadlinePassed, Decision, Verdict
+from saga_processors.machine import DeadlinePassed, Decision, Request, Verdict
 from saga_processors.saga import (
-    EventType,
+    Effect,
     Input,
     Operation,
+    OperatorRequest,
     Outcome,
     PublishEvent,
     Saga,
@@ -56,7 +58,7 @@ from saga_processors.saga import (
     StepState,
 )
 
-Advance = Callable[[Saga | None, Input, int], Decision[Saga, machine.Effect]]
+Advance = Callable[[Saga | None, Input, int], Decision[Saga, Effect]]
 #: Told now and then: states found, moves made, depth, states that wait to be looked at.
 Progress = Callable[[int, int, int, int], None]
 
@@ -167,7 +169,7 @@ _Move = tuple[_Told, Callable[[], "_Node | None"]]
 
 _TIMES = {"timeout_at", "retry_at", "started_at", "ended_at"}
 _step_facts = attrgetter(*(f.name for f in fields(StepProgress) if f.name not in _TIMES | {"reason"}))
-_OVER = {"definition", "state", "steps", "created_at", "updated_at", "timeout_at", "reason", "events"}
+_OVER = {"definition", "state", "steps", "created_at", "updated_at", "timeout_at", "reason", "events", "requests"}
 _saga_facts = attrgetter("state", *(f.name for f in fields(Saga) if f.name not in _OVER))
 _SETTLED = {StepState.PENDING, StepState.EXECUTED, StepState.COMPENSATED, StepState.FAILED}
 _UNDER_WAY = {Operation.ACTION: StepState.EXECUTING, Operation.COMPENSATION: StepState.COMPENSATING}
@@ -175,6 +177,9 @@ _DONE_WITH = {
     Operation.ACTION: _SETTLED - {StepState.PENDING} | {StepState.COMPENSATING},
     Operation.COMPENSATION: {StepState.COMPENSATED, StepState.FAILED},
 }
+
+
+_CANCEL = OperatorRequest("cancel", Request.CANCEL)
 
 
 def explore(
@@ -186,7 +191,7 @@ def explore(
     results: dict[str, Sequence[str | None]] | None = None,
     honours_key: bool = True,
     reduce: bool = True,
-    advance: Advance = machine.advance,
+    advance: Advance = saga_machine.advance,
     decide: Decide = barrier.decide,
 ) -> Report:
     """Walk every reachable combination of what can happen to ``definition``, which has been checked.
@@ -194,13 +199,16 @@ def explore(
     Args:
         attempts: of one operation, that may go wrong.
         max_states: then the walk ends, and the report says what was not looked at.
-        results: by step, what its action may answer, as JSON text; default: nothing.
+        results: by step, what its action may answer, as JSON text; default: what later payloads ask for, and also
+            nothing where one of them cannot do without.
         honours_key: HTTP services answer a repeated call as they answered the first.
         advance, decide: the machine and the barrier; tests put broken ones here.
     """
     if attempts < 1 or max_states < 1:
         raise ValueError("attempts and max_states are at least 1")
-    walk = _Walk(definition, attempts, results or {}, honours_key, reduce, advance, decide)
+    walk = _Walk(
+        definition, attempts, possible_results(definition) | (results or {}), honours_key, reduce, advance, decide
+    )
     return walk.run(max_states, progress)
 
 
@@ -348,6 +356,8 @@ class _Walk:
             elif step.timeout_at is not None and step.attempt <= self.attempts:
                 due.append(i)
                 yield ("time", f"no answer from {self.names[i]} in time"), _later(self._time, node, (i,), False)
+        if saga.state is SagaState.EXECUTING:
+            yield ("operator", "cancels"), _later(self._cancel, node)
         if saga.timeout_at is not None:
             yield ("time", "the time of the whole saga is over"), _later(self._time, node, (), True)
         if len(due) + (saga.timeout_at is not None) > 1:
@@ -406,10 +416,16 @@ class _Walk:
             return None
         return self._after(saga.state, decision, tuple(held), node.net)
 
+    def _cancel(self, node: _Node) -> "_Node | None":
+        decision = self._fold(node.saga, _CANCEL)
+        if decision.verdict is not Verdict.APPLIED:
+            return None
+        return self._after(node.saga.state, decision, node.held, node.net)
+
     def _after(
         self,
         before: SagaState,
-        decision: Decision[Saga, machine.Effect],
+        decision: Decision[Saga, Effect],
         held: tuple[Held, ...],
         net: tuple[_Net, ...],
     ) -> _Node:
@@ -498,7 +514,7 @@ class _Walk:
 
     # Rules
 
-    def _fold(self, saga: Saga | None, event: Input) -> Decision[Saga, machine.Effect]:
+    def _fold(self, saga: Saga | None, event: Input) -> Decision[Saga, Effect]:
         try:
             decision = self.advance(saga, event, 0)
         except Exception as error:
@@ -521,7 +537,7 @@ class _Walk:
                         self._fold(saga, self._reply(i, _Answer(operation, attempt, outcome, None)))
         self._fold(saga, DeadlinePassed(0))
 
-    def _check_same_end(self, saga: Saga, decision: Decision[Saga, machine.Effect], event: Input) -> None:
+    def _check_same_end(self, saga: Saga, decision: Decision[Saga, Effect], event: Input) -> None:
         published = [e.type for e in decision.effects if isinstance(e, PublishEvent)]
         if decision.machine is not None and decision.machine.state is not saga.state:
             raise _Broken(
@@ -673,7 +689,7 @@ def _told(event: Input) -> str:
 
 
 def _line(told: _Told) -> str:
-    if told[0] == "time":
-        return f"time: {told[1]}"
+    if len(told) == 2:
+        return f"{told[0]}: {told[1]}"
     step, operation, attempt, what = told
     return f"{step}: {operation.lower()} {attempt} {what}"
