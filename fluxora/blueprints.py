@@ -91,7 +91,8 @@ def _parts(blueprint: Any) -> tuple[str, str | None, Sequence[sagas.Step], float
     if isinstance(blueprint, Sequence) and not isinstance(blueprint, str):
         return "saga", None, [_step(i, step) for i, step in enumerate(blueprint)], None
     raise InvalidBlueprint(
-        f"a saga is a Definition, a list of participant.sagas.Step, or a document with steps; got {type(blueprint).__name__}"
+        "a saga is a Definition, a list of participant.sagas.Step, or a document with steps; "
+        f"got {type(blueprint).__name__}"
     )
 
 

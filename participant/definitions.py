@@ -420,7 +420,8 @@ def _compiled(step: AnyStep, value: Any, where: str, found: list[Reference]) -> 
         source = "input" if value._step is None else f"steps.{value._step.name}.result"
         compiled: dict[str, Any] = {"$from": ".".join((source, *value._path))}
         if not isinstance(value._default, _NoDefault):
-            compiled["default"] = _compiled(step, value._default, f"{where} (default)", nested := [])
+            nested: list[Reference] = []
+            compiled["default"] = _compiled(step, value._default, f"{where} (default)", nested)
             if nested:
                 raise step.wrong(f"{where}: a default is a plain value, not the reference {nested[0]!r}")
         return compiled

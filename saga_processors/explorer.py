@@ -506,7 +506,10 @@ class _Walk:
             over = answer.attempt < step.attempt or step.retry_at is not None
             if settles or not over or step.state is not _UNDER_WAY[answer.operation]:
                 return False
-        return self._fold(saga, self._reply(i, answer)).verdict is not Verdict.APPLIED
+        try:
+            return self._fold(saga, self._reply(i, answer)).verdict is not Verdict.APPLIED
+        except _Broken:
+            return False  # its delivery will tell, with the trace
 
     def _reply(self, i: int, answer: _Answer) -> StepReplied:
         reason = None if answer.outcome is Outcome.DONE else answer.outcome.lower()

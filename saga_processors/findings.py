@@ -11,14 +11,12 @@ QUIET_LIMIT_MS = 24 * 3600 * 1000
 
 def findings(definition: SagaDefinition) -> tuple[str, ...]:
     """Return hints on a checked definition, each with the step and what may be done about it."""
-    return tuple(
-        [
-            *_not_undone(definition),
-            *_pivot_over_http(definition),
-            *_short_timeout(definition),
-            *_quiet(definition),
-            *_unused_input(definition),
-        ]
+    return (
+        *_not_undone(definition),
+        *_pivot_over_http(definition),
+        *_short_timeout(definition),
+        *_quiet(definition),
+        *_unused_input(definition),
     )
 
 
