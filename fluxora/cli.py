@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fluxora import init as setup
 from fluxora import check_cli, log_cli, message_cli, saga_cli
+from fluxora import init as setup
 from fluxora.settings import CliSettings
 
 #: Exit codes: 1, it did not work; 2, wrong usage (typer's own).
