@@ -26,6 +26,7 @@ from enum import StrEnum
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 import httpx
 import structlog
@@ -165,7 +166,7 @@ class Sweep:
                 log.exception("sweep_failed", service=self._participant.service)
 
     def _resolution(self, one: Undecided) -> Resolution:
-        answer = self._ask(f"/transactions/{one.transaction_id}")
+        answer = self._ask(f"/transactions/{quote(str(one.transaction_id), safe='')}")
         match answer.status_code:
             case 200:
                 return resolution_of(_object(answer))
