@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from saga_processors import endpoint
 from saga_processors.machine import Request
 from saga_processors.records import EVENTS_TOPIC, HTTP_COMMANDS_TOPIC, KafkaRecord, command_id, kafka_record
 from saga_processors.transaction import (
@@ -238,7 +239,7 @@ def _http_command(
     id: str, transaction_id: str, transaction: Transaction, effect: AskParticipant, at: int
 ) -> dict[str, Any]:
     participant = transaction.participants[effect.participant].definition
-    endpoint = {
+    path = {
         Operation.PREPARE: participant.prepare_endpoint,
         Operation.COMMIT: participant.commit_endpoint,
         Operation.ABORT: participant.abort_endpoint,
@@ -253,7 +254,7 @@ def _http_command(
         "idempotency_key": f"{transaction_id}:{participant.service_name}:{effect.operation.value.lower()}",
         "service_name": participant.service_name,
         "service_url": participant.service_url,
-        "endpoint": "/" + endpoint.lstrip("/"),
+        "endpoint": endpoint.split(path)[1],
         "body": json.dumps(json.loads(participant.payload) | {"transaction_id": transaction_id}),
         "timeout_ms": limit,
         "expires_at": at + limit,

@@ -4,20 +4,13 @@ All times are integer milliseconds; payloads are kept as JSON text.
 """
 
 import json
-import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NoReturn
-from urllib.parse import urlsplit
 
+from saga_processors import endpoint
 from saga_processors.backoff import wait_ms
 from saga_processors.definition import MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, NAME, TRACEPARENT, InvalidDefinition
-
-#: A path, and perhaps a query, of the characters that RFC 3986 lets stand there. Nothing that could be taken for a
-#: scheme, an authority or userinfo when it is put behind a host.
-ENDPOINT = re.compile(r"/?(?:[A-Za-z0-9_.~%-][A-Za-z0-9\-._~%!$&'()*+,;=:@/?]*)?")
-#: Characters of an endpoint or a service_url.
-MAX_URL = 2_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +83,11 @@ class ParticipantDefinition:
                 f"got {self.service_name[:120]!r}",
             )
         for field in ("prepare_endpoint", "commit_endpoint", "abort_endpoint"):
-            endpoint = getattr(self, field)
-            if not ENDPOINT.fullmatch(endpoint) or not endpoint or len(endpoint) > MAX_URL or "://" in endpoint:
-                raise InvalidDefinition(
-                    f"{where}.{field}",
-                    f"is a path such as /transaction/prepare, at most {MAX_URL} characters; got {endpoint[:120]!r}",
-                )
+            path = getattr(self, field)
+            if (rule := endpoint.broken_rule(path)) is not None:
+                raise InvalidDefinition(f"{where}.{field}", rule)
+            if endpoint.split(path)[0] is not None:
+                raise InvalidDefinition(f"{where}.{field}", "is a path such as /transaction/prepare, without a host")
         if self.service_url is not None:
             if self.transport is not Transport.HTTP:
                 raise InvalidDefinition(f"{where}.service_url", "goes with transport HTTP only")
@@ -151,17 +143,10 @@ class TransactionDefinition:
 
 
 def _check_service_url(where: str, url: str) -> None:
-    rule = f"is http(s)://host[:port][/path] without userinfo, query and fragment, at most {MAX_URL} characters"
-    if len(url) > MAX_URL or not url.isascii() or any(c <= " " or c in '\\"<>^`{|}\x7f' for c in url):
+    if (rule := endpoint.broken_rule(url)) is not None:
         raise InvalidDefinition(where, rule)
-    try:
-        parts = urlsplit(url)
-        port = parts.port
-    except ValueError as error:
-        raise InvalidDefinition(where, f"{rule}: {error}") from error
-    usable = parts.scheme in ("http", "https") and parts.hostname and port != 0
-    if not usable or "@" in parts.netloc or "?" in url or "#" in url:
-        raise InvalidDefinition(where, f"{rule}; got {url[:120]!r}")
+    if endpoint.split(url)[0] is None or "?" in url:
+        raise InvalidDefinition(where, f"is http(s)://host[:port][/path] without a query; got {url[:120]!r}")
 
 
 def _check_payload(where: str, text: str) -> None:

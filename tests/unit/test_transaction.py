@@ -487,7 +487,7 @@ def definition(**changes: object) -> ParticipantDefinition:
         ("prepare_endpoint", ""),
         ("prepare_endpoint", "http://evil.example/"),
         ("commit_endpoint", "//evil.example/"),
-        ("commit_endpoint", "@evil.example/"),
+        ("commit_endpoint", "evil:80/"),
         ("commit_endpoint", "/with space"),
         ("abort_endpoint", "/a#b"),
         ("abort_endpoint", "/" + "a" * 2_000),
