@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from outbox_relay.messages.models import MessagePage, MessageView
 from participant.crashpoint import EXIT_CODE
@@ -370,3 +372,30 @@ def test_an_asked_for_end_finishes_the_attempt_under_way(messages_database: str)
             time.sleep(0.2)
         assert len(receiver.received) == 1
         assert service.sql("SELECT status FROM messages.messages WHERE id = %s", id) == [("DELIVERED",)]
+
+
+def test_a_destination_with_a_topic_only_gets_its_messages_through_the_outbox_in_order(service: Service) -> None:
+    """Debezium's part is played by the test; tests/acceptance has the whole way."""
+    destination = f"topical-{time.time_ns()}"
+    kafka = {"bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"]}
+    waiting = service.post(destination, 0, key="k")  # nobody knows the destination yet
+    for made in AdminClient(kafka).create_topics([NewTopic(f"{destination}.messages", 1, 1)]).values():
+        made.result(30)
+    ids = [waiting, *(service.post(destination, n, key="k", type="counted") for n in range(1, 4))]
+    eventually(lambda: all(service.get(id)["handed_to_kafka_at"] for id in ids), 40)
+    assert statuses(service, ids) == {"PENDING"}
+    rows = service.sql(
+        "SELECT id::text, topic, aggregateid, payload, type, content_type FROM fluxora.outbox "
+        "WHERE topic = %s ORDER BY created_at",
+        f"{destination}.messages",
+    )
+    assert [row[0] for row in rows] == ids
+    assert rows[1][1:] == (f"{destination}.messages", "k", b"1", "counted", "application/json")
+    producer = Producer(kafka)
+    for id, topic, key, payload, *_ in rows[:2]:
+        producer.produce(topic, payload, key, headers={"ce_id": id})
+    producer.produce(f"{destination}.messages", b"another's", headers={"ce_id": "no id"})
+    assert producer.flush(30) == 0
+    told = service.until(ids[1], "DELIVERED")
+    assert told["processed_at"] and told["retry_count"] == 0
+    assert [service.get(id)["status"] for id in ids] == ["DELIVERED", "DELIVERED", "PENDING", "PENDING"]
