@@ -123,7 +123,7 @@ class Service:
         document: dict[str, Any] = answer.json()
         return document
 
-    def until(self, message_id: str, status: str, seconds: float = 15) -> dict[str, Any]:
+    def until(self, message_id: str, status: str, seconds: float = 40) -> dict[str, Any]:
         eventually(lambda: self.get(message_id)["status"] == status, seconds)
         return self.get(message_id)
 
@@ -158,7 +158,7 @@ def running(
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
     ):
         try:
-            eventually(lambda: client.get("/health").status_code == 200, 40)
+            eventually(lambda: client.get("/health").status_code == 200, 100)
             yield Service(url, database_url, process, client)
         finally:
             if process.poll() is None:
@@ -177,6 +177,41 @@ def receiving(answer: Callable[[Any, int], int] = lambda body, before: 200) -> I
         yield receiver
     finally:
         receiver.close()
+
+
+class Receivers:
+    """Receivers that one process knows from its start: a fresh one for each test."""
+
+    def __init__(self, count: int) -> None:
+        self._free = {f"receiver-{n}": Receiver() for n in range(count)}
+        self.map = {name: receiver.url for name, receiver in self._free.items()}
+        self._used: list[Receiver] = []
+
+    def take(self, answer: Callable[[Any, int], int] = lambda body, before: 200) -> tuple[str, Receiver]:
+        """Return one and its name as a destination."""
+        name, receiver = self._free.popitem()
+        receiver.answer = answer
+        self._used.append(receiver)
+        return name, receiver
+
+    def close(self) -> None:
+        for receiver in [*self._used, *self._free.values()]:
+            receiver.close()
+
+
+@pytest.fixture(scope="module")
+def receivers() -> Iterator[Receivers]:
+    receivers = Receivers(20)
+    yield receivers
+    receivers.close()
+
+
+@pytest.fixture(scope="module")
+def service(messages_database: str, receivers: Receivers) -> Iterator[Service]:
+    """One process for the tests that need none of their own: starting it is most of their time."""
+    services = receivers.map | {"dead": "http://127.0.0.1:9"}
+    with running(messages_database, services, prune_seconds=0.3, prune_rows=2, max_pending=50, count_seconds=0.1) as it:
+        yield it
 
 
 @pytest.fixture(scope="module")
@@ -204,4 +239,14 @@ def sleeping(seconds: float, status: int = 200) -> Callable[[Any, int], int]:
     return answer
 
 
-__all__ = ["Receiver", "Service", "free_port", "messages_database", "receiving", "running", "sleeping"]
+__all__ = [
+    "Receiver",
+    "Receivers",
+    "Service",
+    "messages_database",
+    "receivers",
+    "receiving",
+    "running",
+    "service",
+    "sleeping",
+]

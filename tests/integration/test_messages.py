@@ -9,100 +9,110 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from confluent_kafka import Consumer
+from confluent_kafka import Consumer, Producer
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
 
 from outbox_relay.messages.models import MessagePage, MessageView
 from participant.crashpoint import EXIT_CODE
 from tests.integration.fix_coordinator import eventually
-from tests.integration.fix_messages import messages_database, receiving, running, sleeping
+from tests.integration.fix_messages import (
+    Receivers,
+    Service,
+    messages_database,
+    receivers,
+    receiving,
+    running,
+    service,
+    sleeping,
+)
 
-__all__ = ["messages_database"]
+__all__ = ["messages_database", "receivers", "service"]
 
 
 def statuses(service: Any, ids: list[str]) -> set[str]:
     return {service.get(id)["status"] for id in ids}
 
 
-def test_a_message_is_accepted_delivered_and_told(messages_database: str) -> None:
+def test_a_message_is_accepted_delivered_and_told(service: Service, receivers: Receivers) -> None:
     trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
-    with receiving() as receiver, running(messages_database, {"billing": receiver.url}) as service:
-        body = {
-            "destination_service": "billing",
-            "payload": {"n": 1.5, "t": "ü"},
-            "key": "a b%ü",
-            "type": "invoice.made",
-        }
-        answer = service.client.post("/messages", json=body, headers={"traceparent": trace})
-        assert (answer.status_code, answer.json()["status"]) == (201, "PENDING")
-        id = answer.json()["message_id"]
-        assert answer.headers["location"] == f"/messages/{id}"
-        told = service.until(id, "DELIVERED")
-        MessageView.model_validate_json(json.dumps(told))
-        assert told["processed"] and told["processed_at"] and told["retry_count"] == 0
-        assert (told["destination_service"], told["payload"]) == ("billing", body["payload"])
-        [got] = receiver.received
-        assert got.body == body["payload"]
-        assert got.headers["idempotency-key"] == got.headers["fluxora-message-id"] == id
-        assert got.headers["fluxora-message-type"] == "invoice.made"
-        assert got.headers["fluxora-message-key"] == "a b%25%C3%BC"
-        assert got.headers["traceparent"] == trace
+    destination, receiver = receivers.take()
+    body = {
+        "destination_service": destination,
+        "payload": {"n": 1.5, "t": "ü"},
+        "key": "a b%ü",
+        "type": "invoice.made",
+    }
+    answer = service.client.post("/messages", json=body, headers={"traceparent": trace})
+    assert (answer.status_code, answer.json()["status"]) == (201, "PENDING")
+    id = answer.json()["message_id"]
+    assert answer.headers["location"] == f"/messages/{id}"
+    told = service.until(id, "DELIVERED")
+    MessageView.model_validate_json(json.dumps(told))
+    assert told["processed"] and told["processed_at"] and told["retry_count"] == 0
+    assert (told["destination_service"], told["payload"]) == (destination, body["payload"])
+    [got] = receiver.received
+    assert got.body == body["payload"]
+    assert got.headers["idempotency-key"] == got.headers["fluxora-message-id"] == id
+    assert got.headers["fluxora-message-type"] == "invoice.made"
+    assert got.headers["fluxora-message-key"] == "a b%25%C3%BC"
+    assert got.headers["traceparent"] == trace
 
 
-def test_an_idempotency_key_makes_one_message_of_many_requests(messages_database: str) -> None:
-    with receiving() as receiver, running(messages_database, {"billing": receiver.url}) as service:
-        key = {"Idempotency-Key": str(uuid4())}
-        with ThreadPoolExecutor(8) as pool:
-            ids = set(pool.map(lambda _: service.post("billing", {"n": 1}, headers=key), range(16)))
-        [id] = ids
-        service.until(id, "DELIVERED")
-        again = service.client.post(
-            "/messages", json={"payload": {"n": 1}, "destination_service": "billing"}, headers=key
-        )
-        assert again.json() == {"message_id": id, "status": "PENDING"}
-        assert again.headers["idempotency-replayed"] == "true"
-        other = service.client.post("/messages", json={"payload": 2, "destination_service": "billing"}, headers=key)
-        assert (other.status_code, other.json()["type"]) == (422, "urn:fluxora:problem:idempotency-key-reused")
-        assert len(receiver.received) == 1
+def test_an_idempotency_key_makes_one_message_of_many_requests(service: Service, receivers: Receivers) -> None:
+    destination, receiver = receivers.take()
+    key = {"Idempotency-Key": str(uuid4())}
+    with ThreadPoolExecutor(8) as pool:
+        ids = set(pool.map(lambda _: service.post(destination, {"n": 1}, headers=key), range(16)))
+    [id] = ids
+    service.until(id, "DELIVERED")
+    again = service.client.post(
+        "/messages", json={"payload": {"n": 1}, "destination_service": destination}, headers=key
+    )
+    assert again.json() == {"message_id": id, "status": "PENDING"}
+    assert again.headers["idempotency-replayed"] == "true"
+    other = service.client.post("/messages", json={"payload": 2, "destination_service": destination}, headers=key)
+    assert (other.status_code, other.json()["type"]) == (422, "urn:fluxora:problem:idempotency-key-reused")
+    assert len(receiver.received) == 1
 
 
-def test_a_message_with_the_clients_id_is_the_same_message_or_a_conflict(messages_database: str) -> None:
-    with receiving() as receiver, running(messages_database, {"billing": receiver.url}) as service:
-        id = str(uuid4())
-        assert (
-            service.post("billing", {"n": 1}, message_id=id) == service.post("billing", {"n": 1}, message_id=id) == id
-        )
-        service.until(id, "DELIVERED")
-        body = {"destination_service": "billing", "payload": {"n": 2}, "message_id": id}
+def test_a_message_with_the_clients_id_is_the_same_message_or_a_conflict(
+    service: Service, receivers: Receivers
+) -> None:
+    destination, _receiver = receivers.take()
+    id = str(uuid4())
+    assert (
+        service.post(destination, {"n": 1}, message_id=id) == service.post(destination, {"n": 1}, message_id=id) == id
+    )
+    service.until(id, "DELIVERED")
+    body = {"destination_service": destination, "payload": {"n": 2}, "message_id": id}
+    answer = service.client.post("/messages", json=body)
+    assert (answer.status_code, answer.json()["state"]) == (409, "DELIVERED")
+
+
+def test_bad_requests_are_refused_with_field_and_rule(service: Service) -> None:
+    for body, field in (
+        ({"payload": 1}, "destination_service"),
+        ({"destination_service": "b"}, "payload"),
+        ({"destination_service": "no/name", "payload": 1}, "destination_service"),
+        ({"destination_service": "fluxora.http", "payload": 1}, "destination_service"),
+        ({"destination_service": "b", "payload": 1, "key": ""}, "key"),
+        ({"destination_service": "b", "payload": 1, "key": "x" * 256}, "key"),
+        ({"destination_service": "b", "payload": 1, "key": "\x00"}, "key"),
+        ({"destination_service": "b", "payload": 1, "type": "a b"}, "type"),
+        ({"destination_service": "b", "payload": 1, "tpye": "a"}, "tpye"),
+        ({"destination_service": "b", "payload": 1, "message_id": "x"}, "message_id"),
+    ):
         answer = service.client.post("/messages", json=body)
-        assert (answer.status_code, answer.json()["state"]) == (409, "DELIVERED")
-
-
-def test_bad_requests_are_refused_with_field_and_rule(messages_database: str) -> None:
-    with running(messages_database, {}) as service:
-        for body, field in (
-            ({"payload": 1}, "destination_service"),
-            ({"destination_service": "b"}, "payload"),
-            ({"destination_service": "no/name", "payload": 1}, "destination_service"),
-            ({"destination_service": "fluxora.http", "payload": 1}, "destination_service"),
-            ({"destination_service": "b", "payload": 1, "key": ""}, "key"),
-            ({"destination_service": "b", "payload": 1, "key": "x" * 256}, "key"),
-            ({"destination_service": "b", "payload": 1, "key": "\x00"}, "key"),
-            ({"destination_service": "b", "payload": 1, "type": "a b"}, "type"),
-            ({"destination_service": "b", "payload": 1, "tpye": "a"}, "tpye"),
-            ({"destination_service": "b", "payload": 1, "message_id": "x"}, "message_id"),
-        ):
-            answer = service.client.post("/messages", json=body)
-            assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), body
-            assert answer.json()["errors"][0]["field"] == field
-        large = service.client.post("/messages", json={"destination_service": "b", "payload": "x" * 1_000_000})
-        assert (large.status_code, large.json()["errors"][0]["field"]) == (413, "payload")
-        huge = service.client.post("/messages", json={"destination_service": "b", "payload": "x" * 2_000_000})
-        assert (huge.status_code, huge.json()["errors"][0]["field"]) == (413, "body")
-        assert service.client.get(f"/messages/{uuid4()}").status_code == 404
-        assert service.client.post(f"/messages/{uuid4()}/redeliver").status_code == 404
-        assert service.sql("SELECT count(*) FROM messages.messages WHERE destination IN ('b', 'fluxora.http')") == [
-            (0,)
-        ]
+        assert (answer.status_code, answer.headers["content-type"]) == (422, "application/problem+json"), body
+        assert answer.json()["errors"][0]["field"] == field
+    large = service.client.post("/messages", json={"destination_service": "b", "payload": "x" * 1_000_000})
+    assert (large.status_code, large.json()["errors"][0]["field"]) == (413, "payload")
+    huge = service.client.post("/messages", json={"destination_service": "b", "payload": "x" * 2_000_000})
+    assert (huge.status_code, huge.json()["errors"][0]["field"]) == (413, "body")
+    assert service.client.get(f"/messages/{uuid4()}").status_code == 404
+    assert service.client.post(f"/messages/{uuid4()}/redeliver").status_code == 404
+    assert service.sql("SELECT count(*) FROM messages.messages WHERE destination IN ('b', 'fluxora.http')") == [(0,)]
 
 
 def test_messages_of_one_key_arrive_in_order_through_failures_and_two_replicas(messages_database: str) -> None:
@@ -154,36 +164,35 @@ def test_a_dead_and_a_slow_destination_hold_up_nobody_else(messages_database: st
         assert len(slow.received) < 40
 
 
-def test_a_message_that_is_never_taken_fails_is_dead_lettered_and_can_be_sent_again(messages_database: str) -> None:
+def test_a_message_that_is_never_taken_fails_is_dead_lettered_and_can_be_sent_again(
+    service: Service, receivers: Receivers
+) -> None:
     broken = True
-    with (
-        receiving(lambda body, before: 500 if broken and body == "poison" else 200) as receiver,
-        running(messages_database, {"picky": receiver.url}) as service,
-    ):
-        first = service.post("picky", "poison", key="k", type="bad.one")
-        second = service.post("picky", "after", key="k")
-        told = service.until(first, "FAILED")
-        assert (told["retry_count"], told["processed"], told["processed_at"]) == (4, False, None)
-        assert "answered 500" in told["last_error"] and told["failed_at"]
-        # A failed head lets the next of its key pass.
-        service.until(second, "DELIVERED")
-        conflict = service.client.post(f"/messages/{second}/redeliver")
-        assert (conflict.status_code, conflict.json()["state"]) == (409, "DELIVERED")
+    destination, receiver = receivers.take(lambda body, before: 500 if broken and body == "poison" else 200)
+    first = service.post(destination, "poison", key="k", type="bad.one")
+    second = service.post(destination, "after", key="k")
+    told = service.until(first, "FAILED")
+    assert (told["retry_count"], told["processed"], told["processed_at"]) == (4, False, None)
+    assert "answered 500" in told["last_error"] and told["failed_at"]
+    # A failed head lets the next of its key pass.
+    service.until(second, "DELIVERED")
+    conflict = service.client.post(f"/messages/{second}/redeliver")
+    assert (conflict.status_code, conflict.json()["state"]) == (409, "DELIVERED")
 
-        eventually(lambda: service.sql("SELECT letter_due FROM messages.messages WHERE id = %s", first) == [(False,)])
-        letter = letter_of(first)
-        assert letter.value() == b'"poison"' and letter.key() == b"k"
-        headers = dict(letter.headers())
-        assert headers["ce_type"] == b"bad.one"
-        assert headers["__connect.errors.topic"] == b"picky.messages"
-        assert b"answered 500" in headers["__connect.errors.exception.message"]
+    eventually(lambda: service.sql("SELECT letter_due FROM messages.messages WHERE id = %s", first) == [(False,)])
+    letter = letter_of(first)
+    assert letter.value() == b'"poison"' and letter.key() == b"k"
+    headers = dict(letter.headers())
+    assert headers["ce_type"] == b"bad.one"
+    assert headers["__connect.errors.topic"] == f"{destination}.messages".encode()
+    assert b"answered 500" in headers["__connect.errors.exception.message"]
 
-        broken = False
-        again = service.client.post(f"/messages/{first}/redeliver")
-        assert (again.status_code, again.json()) == (202, {"message_id": first, "status": "PENDING"})
-        told = service.until(first, "DELIVERED")
-        assert (told["redeliveries"], told["retry_count"]) == (1, 0)
-        assert {one.id for one in receiver.received if one.body == "poison"} == {first}
+    broken = False
+    again = service.client.post(f"/messages/{first}/redeliver")
+    assert (again.status_code, again.json()) == (202, {"message_id": first, "status": "PENDING"})
+    told = service.until(first, "DELIVERED")
+    assert (told["redeliveries"], told["retry_count"]) == (1, 0)
+    assert {one.id for one in receiver.received if one.body == "poison"} == {first}
 
 
 def letter_of(message_id: str) -> Any:
@@ -253,12 +262,11 @@ def test_a_zombie_cannot_overwrite_what_its_successor_has_written(messages_datab
             os.kill(zombie.process.pid, signal.SIGCONT)
 
 
-def test_an_unknown_destination_is_accepted_and_fails_by_the_policy(messages_database: str) -> None:
+def test_an_unknown_destination_is_accepted_and_fails_by_the_policy(service: Service) -> None:
     nobody = f"nobody-{time.time_ns()}"
-    with running(messages_database, {}, topics_seconds=60) as service:
-        told = service.until(service.post(nobody, 1), "FAILED", 30)
-        assert f"no way to {nobody}" in told["last_error"]
-        assert told["retry_count"] == 4
+    told = service.until(service.post(nobody, 1), "FAILED", 30)
+    assert f"no way to {nobody}" in told["last_error"]
+    assert told["retry_count"] == 4
 
 
 def test_rules_route_drop_and_reject_and_a_broken_file_keeps_the_old_ones(
@@ -310,56 +318,50 @@ def test_rules_route_drop_and_reject_and_a_broken_file_keeps_the_old_ones(
         service.until(told["message_id"], "DELIVERED")
 
 
-def test_lists_are_filtered_and_come_in_pages(messages_database: str) -> None:
-    with receiving() as receiver, running(messages_database, {"paged": receiver.url}) as service:
-        ids = [service.post("paged", n, type=("even", "odd")[n % 2]) for n in range(7)]
-        found, path = [], "/messages?destination=paged&limit=3"
-        while path:
-            page = service.client.get(path).json()
-            MessagePage.model_validate_json(json.dumps(page))
-            found += [message["message_id"] for message in page["messages"]]
-            path = page["next"]
-        assert found == ids[::-1]
+def test_lists_are_filtered_and_come_in_pages(service: Service, receivers: Receivers) -> None:
+    destination, _receiver = receivers.take()
+    ids = [service.post(destination, n, type=("even", "odd")[n % 2]) for n in range(7)]
+    found, path = [], f"/messages?destination={destination}&limit=3"
+    while path:
+        page = service.client.get(path).json()
+        MessagePage.model_validate_json(json.dumps(page))
+        found += [message["message_id"] for message in page["messages"]]
+        path = page["next"]
+    assert found == ids[::-1]
 
-        def count(**filters: str) -> int:
-            return len(service.client.get("/messages", params={"destination": "paged", **filters}).json()["messages"])
+    def count(**filters: str) -> int:
+        return len(service.client.get("/messages", params={"destination": destination, **filters}).json()["messages"])
 
-        assert count(type="odd") == 3
-        assert (count(older_than="1h"), count(younger_than="1h")) == (0, 7)
-        eventually(lambda: count(status="DELIVERED") == 7)
-        assert service.client.get("/messages", params={"status": "GONE"}).status_code == 422
-
-
-def test_old_messages_and_keys_are_pruned_and_the_rest_stays(messages_database: str) -> None:
-    with (
-        receiving() as receiver,
-        running(messages_database, {"pruned": receiver.url}, prune_seconds=0.2, prune_rows=2) as service,
-    ):
-        keys = [str(uuid4()) for _ in range(5)]
-        old = [service.post("pruned", n, headers={"Idempotency-Key": key}) for n, key in enumerate(keys)]
-        kept = service.post("pruned", "kept")
-        eventually(lambda: statuses(service, [*old, kept]) == {"DELIVERED"})
-        waiting = service.post("nobody-prunes", 1)
-        past = "now() - interval '8 days'"
-        service.sql(f"UPDATE messages.messages SET ended_at = {past} WHERE id = ANY(%s::uuid[])", old)
-        service.sql(f"UPDATE messages.messages SET created_at = {past} WHERE id = %s", waiting)
-        service.sql(f"UPDATE messages.idempotency_keys SET created_at = {past} WHERE key = ANY(%s)", keys)
-        eventually(lambda: all(service.client.get(f"/messages/{id}").status_code == 404 for id in old))
-        eventually(lambda: service.sql("SELECT 1 FROM messages.idempotency_keys WHERE key = ANY(%s)", keys) == [])
-        assert service.get(kept)["status"] == "DELIVERED"
-        assert service.get(waiting)
+    assert count(type="odd") == 3
+    assert (count(older_than="1h"), count(younger_than="1h")) == (0, 7)
+    eventually(lambda: count(status="DELIVERED") == 7)
+    assert service.client.get("/messages", params={"status": "GONE"}).status_code == 422
 
 
-def test_a_destination_with_too_many_waiting_messages_is_told_to_wait(messages_database: str) -> None:
-    with running(
-        messages_database, {"full": "http://127.0.0.1:9"}, max_pending=3, count_seconds=0.1, max_attempts=1000
-    ) as service:
-        for n in range(3):
-            service.post("full", n)
-        body = {"destination_service": "full", "payload": 4}
-        eventually(lambda: service.client.post("/messages", json=body).status_code == 503)
-        answer = service.client.post("/messages", json=body)
-        assert answer.headers["retry-after"] and "full" in answer.json()["detail"]
+def test_old_messages_and_keys_are_pruned_and_the_rest_stays(service: Service, receivers: Receivers) -> None:
+    destination, _receiver = receivers.take()
+    keys = [str(uuid4()) for _ in range(5)]
+    old = [service.post(destination, n, headers={"Idempotency-Key": key}) for n, key in enumerate(keys)]
+    kept = service.post(destination, "kept")
+    eventually(lambda: statuses(service, [*old, kept]) == {"DELIVERED"})
+    waiting = service.post("nobody-prunes", 1)
+    past = "now() - interval '8 days'"
+    service.sql(f"UPDATE messages.messages SET ended_at = {past} WHERE id = ANY(%s::uuid[])", old)
+    service.sql(f"UPDATE messages.messages SET created_at = {past} WHERE id = %s", waiting)
+    service.sql(f"UPDATE messages.idempotency_keys SET created_at = {past} WHERE key = ANY(%s)", keys)
+    eventually(lambda: all(service.client.get(f"/messages/{id}").status_code == 404 for id in old))
+    eventually(lambda: service.sql("SELECT 1 FROM messages.idempotency_keys WHERE key = ANY(%s)", keys) == [])
+    assert service.get(kept)["status"] == "DELIVERED"
+    assert service.get(waiting)
+
+
+def test_a_destination_with_too_many_waiting_messages_is_told_to_wait(service: Service, receivers: Receivers) -> None:
+    destination, _ = receivers.take(sleeping(0.5, 500))
+    body = {"destination_service": destination, "payload": 1, "key": "one"}
+    eventually(lambda: service.client.post("/messages", json=body).status_code == 503)
+    answer = service.client.post("/messages", json=body)
+    assert answer.headers["retry-after"] and destination in answer.json()["detail"]
+    assert service.client.post("/messages", json=body | {"destination_service": "another"}).status_code == 201
 
 
 def test_an_asked_for_end_finishes_the_attempt_under_way(messages_database: str) -> None:
@@ -370,3 +372,31 @@ def test_an_asked_for_end_finishes_the_attempt_under_way(messages_database: str)
             time.sleep(0.2)
         assert len(receiver.received) == 1
         assert service.sql("SELECT status FROM messages.messages WHERE id = %s", id) == [("DELIVERED",)]
+
+
+def test_a_destination_with_a_topic_only_gets_its_messages_through_the_outbox_in_order(service: Service) -> None:
+    """Debezium's part is played by the test; tests/acceptance has the whole way."""
+    destination = f"topical-{time.time_ns()}"
+    kafka = {"bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"]}
+    admin = AdminClient(kafka)
+    for made in admin.create_topics([NewTopic(f"{destination}.messages", 1, 1)]).values():
+        made.result(30)
+    # The first may come before the service has seen the topic, and is then handed over by its first attempt.
+    ids = [service.post(destination, n, key="k", type="counted") for n in range(4)]
+    eventually(lambda: all(service.get(id)["handed_to_kafka_at"] for id in ids), 40)
+    assert statuses(service, ids) == {"PENDING"}
+    rows = service.sql(
+        "SELECT id::text, topic, aggregateid, payload, type, content_type FROM fluxora.outbox "
+        "WHERE topic = %s ORDER BY created_at",
+        f"{destination}.messages",
+    )
+    assert [row[0] for row in rows] == ids
+    assert rows[1][1:] == (f"{destination}.messages", "k", b"1", "counted", "application/json")
+    producer = Producer(kafka)
+    for id, topic, key, payload, *_ in rows[:2]:
+        producer.produce(topic, payload, key, headers={"ce_id": id})
+    producer.produce(f"{destination}.messages", b"another's", headers={"ce_id": "no id"})
+    assert producer.flush(30) == 0
+    told = service.until(ids[1], "DELIVERED")
+    assert told["processed_at"] and told["retry_count"] == 0
+    assert [service.get(id)["status"] for id in ids] == ["DELIVERED", "DELIVERED", "PENDING", "PENDING"]
