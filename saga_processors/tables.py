@@ -107,6 +107,22 @@ saga_definitions = Table(
     Index("saga_definitions_newest", "name", "created_at", "id"),
 )
 
+replays = Table(
+    "replays",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("who", Text, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("selection", JSON, nullable=False),
+    Column("started_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
+    Column("finished_at", DateTime(timezone=True), comment="null: it runs, or its process was killed"),
+    Column("matched", BigInteger),
+    Column("sent", BigInteger),
+    Column("error", Text),
+    comment="audit of fluxora replay; the id is the header replay-id",
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

@@ -31,11 +31,18 @@ def shop(call: Call) -> Answer:
             return 200, {}
 
 
-@pytest.fixture
-def service(catalog: Catalog) -> Iterator[HttpService]:
+@pytest.fixture(scope="module")
+def running(catalog: Catalog) -> Iterator[HttpService]:
+    """One for all tests: the relay keeps for a while where a service was found."""
     with http_service(shop) as service:
         catalog.add("shop", service)
         yield service
+
+
+@pytest.fixture
+def service(running: HttpService) -> HttpService:
+    running.answer = shop
+    return running
 
 
 @pytest.fixture

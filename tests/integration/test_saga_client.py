@@ -77,7 +77,7 @@ def test_every_error_says_what_it_is(sagas: SagaClient) -> None:
     with pytest.raises(Invalid):
         sagas.start_saga("order", [Step("tc-billing", object())])
     with pytest.raises(Invalid):
-        sagas.get_saga_status("no/id?")
+        sagas.get_saga_status("no-id")
     saga_id = uuid4()
     assert sagas.start_saga("order", [Step("tc-billing")], saga_id=saga_id) == str(saga_id)
     with pytest.raises(Conflict) as taken:
