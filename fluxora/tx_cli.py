@@ -80,7 +80,7 @@ def indoubt(
 def show(transaction_id: Id, as_json: Json = False) -> None:
     """Show one two-phase commit: its participants, and what happened in order. Reads COORDINATOR_URL."""
     with _client() as rest:
-        transaction = rest.call("GET", f"/transactions/{transaction_id}")
+        transaction = rest.call("GET", f"/transactions/{transaction_id}").document
         history, whole = _history(rest, transaction_id)
     if as_json:
         typer.echo(orjson.dumps({**transaction, "history": history}).decode())
@@ -176,18 +176,20 @@ def _effect(effect: Mapping[str, Any]) -> str:
 def _decide(transaction_id: str, verb: str, who: str | None, why: str | None, as_json: bool) -> None:
     with _client() as rest:
         # With a key it is in the log once, however often it is sent until it is answered.
-        answered = rest.call(
+        reply = rest.call(
             "POST", f"/transactions/{transaction_id}/{verb}", {"who": who or _user(), "why": why}, key=str(uuid4())
         )
     if as_json:
-        typer.echo(orjson.dumps(answered).decode())
+        typer.echo(orjson.dumps(reply.document).decode())
         return
-    _out.print(f"{answered['transaction_id']}: {answered['state']}", highlight=False)
+    _out.print(f"{reply.document['transaction_id']}: {reply.document['state']}", highlight=False)
+    if reply.status == 202:
+        _err.print(f"The {verb} is in the log and not decided yet; look again with `fluxora tx show`.")
 
 
 def _found(rest: RestClient, query: Mapping[str, Any]) -> list[dict[str, Any]]:
     given = {name: value for name, value in query.items() if value is not None}
-    return list(rest.call("GET", "/transactions", query=given)["transactions"])
+    return list(rest.call("GET", "/transactions", query=given).document["transactions"])
 
 
 def _history(rest: RestClient, transaction_id: str) -> tuple[list[dict[str, Any]], bool]:
@@ -195,7 +197,7 @@ def _history(rest: RestClient, transaction_id: str) -> tuple[list[dict[str, Any]
     entries: list[dict[str, Any]] = []
     query: dict[str, Any] = {"limit": _PAGE}
     while len(entries) < _DRAWN_ENTRIES:
-        page = rest.call("GET", f"/transactions/{transaction_id}/history", query=query)
+        page = rest.call("GET", f"/transactions/{transaction_id}/history", query=query).document
         entries += page["entries"]
         if page["next_cursor"] is None:
             return entries, True
