@@ -18,8 +18,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from psycopg import sql
 
-from saga_processors.agent import APP_ID
-from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
+from saga_processors.log import APP_ID, INPUT_TOPIC, InputLog, Publisher
 from saga_processors.partition import Halted
 from saga_processors.processor import Processor
 from saga_processors.records import KafkaRecord

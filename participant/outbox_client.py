@@ -154,12 +154,12 @@ class OutboxClient:
         for field, value in (("key", key), ("type", type)):
             if value is not None:
                 body[field] = value
-        sent = self._rest.call("POST", "/messages", body, key=idempotency_key or str(uuid7())).document
+        sent = self._rest.call("POST", "/messages", body, key=idempotency_key or str(uuid7()))
         return Sent(sent["message_id"], sent["status"])
 
     def get_message(self, message_id: str | UUID) -> MessageStatus:
         """The message as it stands; raises NotFound."""
-        return cast(MessageStatus, self._rest.call("GET", _path(message_id)).document)
+        return cast(MessageStatus, self._rest.call("GET", _path(message_id)))
 
     def wait(self, message_id: str | UUID, timeout: float = 60.0) -> MessageStatus:
         """The message once it is DELIVERED, or FAILED, which is no error of this call.
@@ -174,7 +174,7 @@ class OutboxClient:
         pause = _FIRST_LOOK_SECONDS
         while True:
             left = max(0.0, deadline - time.monotonic())
-            message = cast(MessageStatus, self._rest.call("GET", _path(message_id), retry_seconds=left).document)
+            message = cast(MessageStatus, self._rest.call("GET", _path(message_id), retry_seconds=left))
             if message["status"] != "PENDING":
                 return message
             left = deadline - time.monotonic()
@@ -191,7 +191,7 @@ class OutboxClient:
         """
         query = {name: value for name, value in filters.items() if value is not None}
         while True:
-            page = self._rest.call("GET", "/messages", query=query).document
+            page = self._rest.call("GET", "/messages", query=query)
             yield from page["messages"]
             if page["next_cursor"] is None:
                 return
@@ -205,7 +205,7 @@ class OutboxClient:
                 heard and its answer lost.
         """
         # Not safe by a key: a second copy would meet PENDING, and be refused.
-        sent = self._rest.call("POST", f"{_path(message_id)}/redeliver", {}).document
+        sent = self._rest.call("POST", f"{_path(message_id)}/redeliver", {})
         return Sent(sent["message_id"], sent["status"])
 
 

@@ -17,7 +17,7 @@ import structlog
 from faust.types import TP, EventT
 
 from participant.health import HealthServer
-from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
+from saga_processors.log import APP_ID, INPUT_TOPIC, InputLog, Publisher
 from saga_processors.partition import Record
 from saga_processors.processor import Processor
 from saga_processors.settings import ProcessorSettings
@@ -26,8 +26,6 @@ from schemas import Codec
 
 log = structlog.get_logger()
 
-#: The consumer group, and the name Faust gives to what it makes.
-APP_ID = "fluxora.saga-processors"
 _EX_TEMPFAIL = 75
 
 

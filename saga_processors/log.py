@@ -12,6 +12,8 @@ from saga_processors.partition import Halted, Record
 from saga_processors.records import KafkaRecord
 
 INPUT_TOPIC = "fluxora.transactions"
+#: The processors' consumer group, and the name Faust gives to what it makes.
+APP_ID = "fluxora.saga-processors"
 _READ_TIMEOUT_S = 30.0
 #: Bytes of a record, key and headers included. Our topics take as much (fluxora.topics); a compensation carries the
 #: step's payload and its result, which are each limited to less than half of it where they come in.
