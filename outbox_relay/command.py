@@ -13,6 +13,8 @@ from participant.command import ID_LIMIT
 COMMAND = "fluxora.HttpCommand"
 STEP_REPLY, PARTICIPANT_REPLY = "fluxora.StepReplied", "fluxora.ParticipantReplied"
 SOURCE = "/fluxora/http-relay"
+#: What follows the command's id in ``ce_id`` of its reply.
+REPLY_ID_END = ":reply"
 
 #: What a header's value holds as it is: visible ASCII, but for the sign that stands before what is not.
 _VISIBLE = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
@@ -64,6 +66,11 @@ class HttpCommand:
             traceparent=traceparent,
         )
 
+    @property
+    def issued_at(self) -> float:
+        """When the machine decided it, s since the epoch: no copy of it, and no answer, is older."""
+        return self.expires_at - self.timeout_s
+
     def http_headers(self) -> dict[str, str]:
         """Headers of the call. Blanks and what is not ASCII stand in them as %XX, so that different ids differ."""
         subject = "Fluxora-Step" if self.operation in SAGA else "Fluxora-Participant"
@@ -97,7 +104,7 @@ class HttpCommand:
         """CloudEvents 1.0, Kafka binding in binary mode, as all inputs have them; ``at`` in s since the epoch."""
         headers: list[RecordHeader] = [
             ("ce_specversion", b"1.0"),
-            ("ce_id", f"{self.command_id}:reply".encode()),
+            ("ce_id", f"{self.command_id}{REPLY_ID_END}".encode()),
             ("ce_type", schema.encode()),
             ("ce_source", SOURCE.encode()),
             ("ce_time", datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").encode()),

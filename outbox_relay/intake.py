@@ -1,14 +1,19 @@
 """Commands from Kafka, on a thread of their own: decoded, handed to the loop, and committed once they are answered.
 
 One thread does all that may block, so that the loop never does, and a command is handed over as soon as it has come.
+
+Copies of a command that was answered, or is being called, are passed over: those of this process's time by the window,
+those that a relay before it may have answered by the log (``predecessors``). What such a relay may have called without
+an answer is marked, so that nobody takes "not called" or "refused" for "nothing was done".
 """
 
+import dataclasses
 import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -17,7 +22,9 @@ from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter
 
+from outbox_relay.clock import BrokerClock
 from outbox_relay.command import COMMAND, PARTICIPANT_REPLY, STEP_REPLY, HttpCommand
+from outbox_relay.predecessors import Answered, read_answered
 from outbox_relay.settings import RelaySettings
 from outbox_relay.window import Window
 from participant.dead_letters import DeadLetters
@@ -36,7 +43,17 @@ _SERVICE = "fluxora.http"
 POLL_S = 0.1
 #: Seconds between two tries of what needs the schema registry.
 _RETRY_S = 1.0
+#: In the metadata of a commit: the relay left, and everything it had taken is below.
+_LEFT = "left"
+#: Seconds for a question to the brokers.
+_ANSWER_S = 10.0
 
+#: Seconds by which hosts' clocks may differ here: older answers are read, and younger commands looked up.
+_CLOCKS_S = 5.0
+#: Seconds for which what the log says is kept; it is read again if need be.
+_KEEP_S = 60.0
+
+SECOND = Counter("fluxora_relay_second_copies_total", "Commands passed over because another copy was answered", ["by"])
 DEAD = Counter("fluxora_relay_dead_lettered_total", "Commands put into the dead letter topic")
 
 
@@ -48,23 +65,36 @@ class Taken:
     window: Window
     offset: int
     size: int
+    #: Another relay may have called it, and its answer is lost.
+    again: bool = False
+    #: Why it must not be called though it has not expired.
+    withheld: str | None = None
 
     def done(self) -> None:
         """It has been answered, and the answer is durable."""
-        self.window.done(self.offset)
+        self.window.done(self.offset, self.command.command_id)
 
 
 class Intake:
     """Consumes the commands as a static member of the relays' group."""
 
     def __init__(
-        self, settings: RelaySettings, codec: Codec, deliver: Callable[[Sequence[Taken], threading.Event], None]
+        self,
+        settings: RelaySettings,
+        codec: Codec,
+        clock: BrokerClock,
+        deliver: Callable[[Sequence[Taken], threading.Event], None],
     ) -> None:
         """``deliver`` is called on this thread; it sets the event when more may come, until then nothing does."""
         self._settings = settings
         self._codec = codec
+        self._clock = clock
         self._deliver = deliver
         self._windows: dict[int, Window] = {}
+        #: Assigned, and nothing of them taken.
+        self._new: set[int] = set()
+        #: What the log says, for the windows that were there when it was read; with the time of that.
+        self._answered: tuple[Answered, float] | None = None
         self._paused: set[int] = set()
         self._stopping = threading.Event()
         self._turned = time.monotonic()
@@ -96,21 +126,36 @@ class Intake:
         while not self._stopping.is_set():
             self._turned = time.monotonic()
             first = self._consumer.poll(POLL_S)
-            if first is not None:
+            if first is None:
+                self._take_over()
+            else:
                 # Drained without waiting: a timeout here would add itself to every call.
-                self._take([first, *self._consumer.consume(self._settings.batch_limit - 1, timeout=0)])
+                messages = [first, *self._consumer.consume(self._settings.batch_limit - 1, timeout=0)]
+                # Either call may have brought partitions, and so may their first records come with it.
+                self._take_over()
+                self._take(messages)
             self._hold_back()
             if time.monotonic() - self._committed_at >= self._settings.commit_interval_s:
-                self._commit(asynchronous=True)
+                self._commit()
 
     def leave(self) -> None:
         """Commit what has been answered and close. After ``run`` has returned."""
-        try:
-            self._commit(asynchronous=False)
-        except KafkaFailure as failure:
-            # The commands come again, with the same Idempotency-Key.
-            log.warning("last_commit_failed", error=str(failure))
+        self._leave(self._windows)
         self._consumer.close()
+
+    def _leave(self, partitions: Iterable[int]) -> None:
+        """Commit what has been answered of ``partitions``, and where nothing is open say so to whoever comes next."""
+        windows = {p: window for p in partitions if (window := self._windows.get(p)) is not None}
+        offsets = [
+            TopicPartition(TOPIC, partition, window.position, "" if len(window) else _LEFT)
+            for partition, window in windows.items()
+        ]
+        try:
+            if offsets:
+                self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaFailure as failure:
+            # The commands come again, and the log says which have been answered.
+            log.warning("last_commit_failed", error=str(failure))
 
     def _warm_up(self) -> None:
         """Learn the ids of the replies' schemas here, where the registry may be waited for."""
@@ -155,14 +200,89 @@ class Intake:
             command = self._decode(message)
             if command is None:
                 window.done(offset)
+            elif window.begins(command.command_id):
+                again = offset < window.taken_over_to
+                batch.append(Taken(command, window, offset, len(message.value() or b""), again))
             else:
-                batch.append(Taken(command, window, offset, len(message.value() or b"")))
+                SECOND.labels("memory").inc()
+                window.done(offset)
+        batch = self._not_answered(batch)
         if batch:
             handed = threading.Event()
             self._deliver(batch, handed)
             # The loop takes them at once, unless it is over its ears in work: then more would only pile up.
             while not handed.wait(POLL_S) and not self._stopping.is_set():
                 pass
+
+    def _take_over(self) -> None:
+        """Begin with the partitions that came to us: another relay may have had what is in them now.
+
+        Unless the last one left nothing open and said so in its commit. That is taken back before anything is called,
+        so that it is not believed after we have crashed.
+        """
+        if not self._new:
+            return
+        begun = []
+        for found in self._consumer.committed([TopicPartition(TOPIC, p) for p in self._new], timeout=_ANSWER_S):
+            low, end = self._consumer.get_watermark_offsets(found, timeout=_ANSWER_S)
+            start = max(found.offset, low)
+            untouched = found.offset < 0 or found.metadata == _LEFT
+            if untouched:
+                begun.append(TopicPartition(TOPIC, found.partition, start))
+            taken_over_to = 0 if untouched else end
+            window = Window(self._settings.remembered, start, self._clock.now(), taken_over_to)
+            self._windows[found.partition] = window
+        if begun:
+            self._consumer.commit(offsets=begun, asynchronous=False)
+        # What was read of the log is older than this.
+        self._answered = None
+        self._new.clear()
+        self._trouble = None
+
+    def _not_answered(self, batch: list[Taken]) -> list[Taken]:
+        """Pass over what the log says is answered, as far as a relay before this one may have done it."""
+        now = self._clock.now()
+        if self._answered is not None and now - self._answered[1] > _KEEP_S:
+            self._answered = None
+        asked = {
+            taken.command.command_id: taken.command.issued_at
+            for taken in batch
+            # After it has expired it is not called anyway.
+            if taken.command.expires_at > now
+            and (taken.again or taken.command.issued_at < taken.window.taken_over_at + _CLOCKS_S)
+        }
+        if not asked:
+            return batch
+        answered = self._read_answered(min(asked.values()) - _CLOCKS_S)
+        left = []
+        for taken in batch:
+            id = taken.command.command_id
+            if id in asked and id in answered.command_ids:
+                SECOND.labels("log").inc()
+                taken.done()
+            elif id in asked and answered.gap is not None:
+                why = f"a relay before this one may have called: {answered.gap}"
+                left.append(dataclasses.replace(taken, again=True, withheld=why))
+            else:
+                left.append(taken)
+        return left
+
+    def _read_answered(self, since: float) -> Answered:
+        if self._answered is None or since < self._answered[0].since:
+            began = time.monotonic()
+            settings = self._settings
+            answered = read_answered(
+                settings.kafka_bootstrap_servers, since, settings.takeover_records, settings.takeover_s
+            )
+            self._answered = (answered, self._clock.now())
+            self._turned = time.monotonic()
+            log.info(
+                "log_read_for_answers",
+                commands=len(answered.command_ids),
+                gap=answered.gap,
+                seconds=round(self._turned - began, 3),
+            )
+        return self._answered[0]
 
     def _decode(self, message: Message) -> HttpCommand | None:
         """Understand a record; what cannot be understood is poison, and is dead-lettered before it is passed over."""
@@ -188,7 +308,7 @@ class Intake:
                 self._consumer.resume([TopicPartition(TOPIC, partition)])
                 self._paused.discard(partition)
 
-    def _commit(self, *, asynchronous: bool) -> None:
+    def _commit(self) -> None:
         self._committed_at = time.monotonic()
         offsets = [
             TopicPartition(TOPIC, partition, offset)
@@ -196,23 +316,19 @@ class Intake:
             if (offset := window.to_commit()) is not None
         ]
         if offsets:
-            self._consumer.commit(offsets=offsets, asynchronous=asynchronous)  # type: ignore[call-overload]
+            self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        for partition in partitions:
-            self._windows[partition.partition] = Window()
-        self._trouble = None
-        log.info("partitions_assigned", partitions=sorted(self._windows))
+        self._new.update(partition.partition for partition in partitions)
+        log.info("partitions_assigned", partitions=sorted({*self._windows, *self._new}))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        try:
-            self._commit(asynchronous=False)
-        except KafkaFailure as failure:
-            log.warning("commit_on_revoke_failed", error=str(failure))
+        self._leave(partition.partition for partition in partitions)
         self._lost(consumer, partitions)
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
+            self._new.discard(partition.partition)
             if (window := self._windows.pop(partition.partition, None)) is not None:
                 window.revoked = True
             self._paused.discard(partition.partition)

@@ -32,6 +32,8 @@ class Operation(StrEnum):
 
 #: Operations of sagas; the others are those of two-phase commit.
 SAGA = (Operation.ACTION, Operation.COMPENSATION)
+#: Operations that have something to be undone; the others are repeated until they are done.
+_FIRST = (Operation.ACTION, Operation.PREPARE)
 
 
 class Outcome(StrEnum):
@@ -84,8 +86,20 @@ class Verdict:
     result: Json | None = None
 
 
-def judge(operation: Operation, called: Called) -> Verdict:
-    """Return what one attempt came to."""
+def judge(operation: Operation, called: Called, *, again: bool = False) -> Verdict:
+    """Return what one attempt came to.
+
+    Args:
+        again: another relay may have called already, and its answer is lost. Then nobody can say that nothing was
+            done: a service that answered 200 to the first call may refuse, or not be reached by, the second.
+    """
+    verdict = _judge(operation, called)
+    if again and verdict.outcome in (Outcome.REFUSED, Outcome.FAILED) and operation in _FIRST:
+        return Verdict(Outcome.UNKNOWN, f"{verdict.reason} (a relay before this one may have called)")
+    return verdict
+
+
+def _judge(operation: Operation, called: Called) -> Verdict:
     if isinstance(called, NotSent):
         # Without its question a participant has promised nothing: that is a no.
         outcome = Outcome.REFUSED if operation is Operation.PREPARE else Outcome.FAILED

@@ -1,8 +1,17 @@
 """The relay: commands on Kafka become HTTP calls, and their answers inputs of the transactions.
 
 A command is answered, the answer is acknowledged by the brokers, and only then its offset may be committed. A crash on
-any line before that brings the command again, and the call is made again with the same Idempotency-Key; the machine
-takes a second answer to the same command for what it is.
+any line before that brings the command again. If its answer is in the log it is passed over; if not, the call is made
+again with the same Idempotency-Key, and then "refused" and "not called" become UNKNOWN, since the first call may have
+run: the machine tries again or undoes.
+
+What remains open is two relays at once. One that was paused in front of a call (a frozen process, a virtual machine
+that moved) goes on with it after its partitions have gone to another. Nothing is sent after the command's
+``expires_at``, or, if the pause falls between that check and the socket, as soon as the process runs again. Both calls
+have one Idempotency-Key. If the successor was refused or not reached and the zombie's call runs, the machine undoes the
+step when the zombie's answer comes before the saga's end; after the end nobody does. The same holds for a second copy
+that comes after ``remembered`` other commands of its partition were answered, and for a service that works on after we
+have stopped waiting for it.
 """
 
 import asyncio
@@ -18,6 +27,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from outbox_relay.addresses import Address, AddressRefused, Resolver, check_service_url, check_url, is_absolute
 from outbox_relay.attempt import Caller
+from outbox_relay.clock import BrokerClock
 from outbox_relay.command import HttpCommand
 from outbox_relay.directory import Directory, DirectoryUnavailable, UnknownService
 from outbox_relay.intake import Intake, Taken
@@ -59,14 +69,15 @@ class Relay:
         self._directory = Directory(settings)
         self._resolver = Resolver(ttl_s=settings.dns_ttl_s, timeout_s=settings.connect_timeout_s)
         self._caller = Caller(self._resolver, self._allowed, settings.attempt_limits)
-        self._replies = Replies(settings.kafka_bootstrap_servers, settings.reply_timeout_s)
+        self._clock = BrokerClock()
+        self._replies = Replies(settings.kafka_bootstrap_servers, settings.reply_timeout_s, self._clock)
         self._lanes: Lanes[Taken] = Lanes(settings.lane_limits, self._handle)
         self._answering: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = self._lanes.failure
         self._labels: set[str] = set()
         self._turned = time.monotonic()
         self._loop = asyncio.get_running_loop()
-        self._intake = Intake(settings, self._codec, self._delivered)
+        self._intake = Intake(settings, self._codec, self._clock, self._delivered)
 
     async def run(self) -> None:
         """Relay until SIGTERM or SIGINT; then finish what runs, commit, and return.
@@ -149,14 +160,14 @@ class Relay:
         if taken.window.revoked:
             return
         began = time.monotonic()
-        called = await self._call(taken.command)
+        called = NotSent(taken.withheld) if taken.withheld else await self._call(taken.command)
         SECONDS.labels(self._label(taken.command.service_name)).observe(time.monotonic() - began)
         # A crash here: the call comes again.
         crash_at("relay.after_call")
         await self._answer(taken, called)
 
     async def _call(self, command: HttpCommand) -> Called:
-        left_s = command.expires_at - time.time()
+        left_s = command.expires_at - self._clock.now()
         if left_s <= 0:
             return NotSent(f"the command has expired {-left_s:.1f} s ago, before its turn came")
         try:
@@ -164,7 +175,7 @@ class Relay:
         except (AddressRefused, UnknownService, DirectoryUnavailable) as error:
             return NotSent(str(error))
         # By expires_at the machine has given the attempt up.
-        timeout_s = min(command.timeout_s, command.expires_at - time.time(), self._settings.max_timeout_s)
+        timeout_s = min(command.timeout_s, command.expires_at - self._clock.now(), self._settings.max_timeout_s)
         if timeout_s <= 0:
             return NotSent("the command has expired while its service was looked for")
         return await self._caller.post(address, command.body, command.http_headers(), timeout_s, trusted=trusted)
@@ -179,7 +190,7 @@ class Relay:
 
     async def _answer(self, taken: Taken, called: Called) -> None:
         command = taken.command
-        verdict = judge(command.operation, called)
+        verdict = judge(command.operation, called, again=taken.again)
         await self._reply(command, verdict)
         CALLS.labels(command.operation.value, verdict.outcome.value).inc()
         # A crash here: the call and its reply come again.

@@ -4,9 +4,10 @@ import asyncio
 import threading
 from collections.abc import Sequence
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 from confluent_kafka import KafkaException as KafkaFailure
 
+from outbox_relay.clock import BrokerClock
 from outbox_relay.command import RecordHeader
 from participant.command import TRANSACTIONS_TOPIC
 
@@ -18,7 +19,9 @@ _POLL_S = 0.1
 class Replies:
     """Belongs to one event loop."""
 
-    def __init__(self, bootstrap_servers: str, ack_timeout_s: float) -> None:
+    def __init__(self, bootstrap_servers: str, ack_timeout_s: float, clock: BrokerClock) -> None:
+        """``clock`` is told what the brokers say of theirs."""
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
         #: What the brokers have said since the loop was told last.
@@ -48,7 +51,12 @@ class Replies:
         """
         acknowledged: asyncio.Future[None] = self._loop.create_future()
 
-        def delivered(problem: KafkaError | None, _: Message) -> None:
+        sent = self._clock.own()
+
+        def delivered(problem: KafkaError | None, message: Message) -> None:
+            kind, appended_ms = message.timestamp()
+            if problem is None and kind == TIMESTAMP_LOG_APPEND_TIME:
+                self._clock.observe(sent, self._clock.own(), appended_ms / 1000)
             self._said.append((acknowledged, problem))
 
         while True:

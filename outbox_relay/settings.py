@@ -176,6 +176,20 @@ class RelaySettings(DirectorySettings):
         description="Commands of one partition from the lowest unanswered one on: then it pauses. They come again "
         "after a crash.",
     )
+    remembered: int = Field(
+        default=10_000,
+        ge=0,
+        le=1_000_000,
+        description="Answered commands of one partition whose second copies are known and dropped.",
+    )
+    takeover_records: int = Field(
+        default=1_000_000,
+        ge=0,
+        le=100_000_000,
+        description="Records of the log that are read to learn what a relay before this one has answered. With more, "
+        "the commands in question are not called but answered UNKNOWN, and the machine tries again or undoes.",
+    )
+    takeover_s: float = Field(default=30.0, ge=1, le=240, description="For reading them; then the same.")
     batch_limit: int = Field(default=500, ge=1, le=10_000, description="Commands taken from Kafka at once.")
     commit_interval_s: float = Field(default=0.2, ge=0.01, le=60, description="Between two commits of offsets.")
     reply_timeout_s: float = Field(

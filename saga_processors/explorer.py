@@ -190,6 +190,7 @@ def explore(
     progress: Progress | None = None,
     results: dict[str, Sequence[str | None]] | None = None,
     honours_key: bool = True,
+    copies: bool = False,
     reduce: bool = True,
     advance: Advance = saga_machine.advance,
     decide: Decide = barrier.decide,
@@ -202,12 +203,21 @@ def explore(
         results: by step, what its action may answer, as JSON text; default: what later payloads ask for, and also
             nothing where one of them cannot do without.
         honours_key: HTTP services answer a repeated call as they answered the first.
+        copies: an HTTP action that was not reached may be called once more, by a relay that knows nothing of the first
+            call, until the saga has ended; what comes of it is told at once.
         advance, decide: the machine and the barrier; tests put broken ones here.
     """
     if attempts < 1 or max_states < 1:
         raise ValueError("attempts and max_states are at least 1")
     walk = _Walk(
-        definition, attempts, possible_results(definition) | (results or {}), honours_key, reduce, advance, decide
+        definition,
+        attempts,
+        possible_results(definition) | (results or {}),
+        honours_key,
+        copies,
+        reduce,
+        advance,
+        decide,
     )
     return walk.run(max_states, progress)
 
@@ -219,11 +229,13 @@ class _Walk:
         attempts: int,
         results: dict[str, Sequence[str | None]],
         honours_key: bool,
+        copies: bool,
         reduce: bool,
         advance: Advance,
         decide: Decide,
     ) -> None:
         self.attempts = attempts
+        self.copies = copies
         self.reduce = reduce
         self.advance = advance
         self.original = definition
@@ -336,11 +348,15 @@ class _Walk:
         for i, (held, net, service) in enumerate(zip(node.held, node.net, self.services, strict=True)):
             for command in net.commands:
                 faults = command.attempt <= self.attempts
+                under_way = self._under_way(saga.steps[i], command)
+                copy = self.copies and not service.has_barrier and not under_way
+                if copy and saga.ended:
+                    continue
                 for handling in service.handle(held, command.operation, faults=faults):
                     told = (self.names[i], command.operation, str(command.attempt), handling.told)
-                    if self._under_way(saga.steps[i], command):
+                    if under_way or copy:
                         yield told, _later(self._handle, node, i, command, handling, True)
-                        if self.reduce:
+                        if self.reduce or copy:
                             continue
                     yield told, _later(self._handle, node, i, command, handling, False)
             for answer in net.answers:
@@ -379,7 +395,8 @@ class _Walk:
         if command.operation is Operation.COMPENSATION:
             self._check_pivot(i, node.held)
         net = node.net[i]
-        commands = net.commands - {command}
+        reached = not (self.copies and not self.services[i].has_barrier and handling.outcome is Outcome.FAILED)
+        commands = net.commands - {command} if reached else net.commands
         if command.operation is Operation.COMPENSATION and not self.services[i].has_barrier:
             commands = frozenset(c for c in commands if c.operation is not Operation.ACTION)
         answer = _Answer(command.operation, command.attempt, handling.outcome, handling.result)
@@ -561,7 +578,9 @@ class _Walk:
             return
         self._check_pivot(i, held)
         for j in self.definition.dependents[i]:
-            if held[j].stands:
+            # What ran late, after what it needed was undone, is being undone out of order: nothing else is possible.
+            late = self.copies and saga.steps[j].state is StepState.COMPENSATING
+            if held[j].stands and not late:
                 raise _Broken(Rule.ORDER, f"{name} is being undone, and {self.names[j]} that needed it still stands")
         if saga.steps[i].started_at is None:
             raise _Broken(Rule.NEVER_RAN, f"{name} is being undone, and was never asked for")

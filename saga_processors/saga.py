@@ -35,7 +35,7 @@ class StepState(StrEnum):
     COMPENSATING = "COMPENSATING"
     #: Its compensation is acknowledged.
     COMPENSATED = "COMPENSATED"
-    #: Its action did not run and will not.
+    #: Its action did not run and will not; over HTTP, as far as is known.
     FAILED = "FAILED"
 
 
@@ -73,6 +73,7 @@ class StepMove(StrEnum):
     NOT_DONE = "not done"
     UNDO = "undo"
     UNDO_IN_DOUBT = "undo, may have run"
+    UNDO_LATE = "undo, ran late"
     UNDONE = "undone"
     SKIP = "skip"
     SKIP_UNDO = "skip undoing"
@@ -109,7 +110,7 @@ STEP_MOVES: dict[StepState, dict[StepMove, StepState]] = {
         StepMove.SKIP_UNDO: StepState.COMPENSATED,
     },
     StepState.COMPENSATED: {},
-    StepState.FAILED: {},
+    StepState.FAILED: {StepMove.UNDO_LATE: StepState.COMPENSATING},
 }
 
 TERMINAL = frozenset(state for state, moves in SAGA_MOVES.items() if not moves)

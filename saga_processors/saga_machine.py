@@ -12,7 +12,9 @@ executed is compensated in reverse order of dependency. Times are integer millis
 
 A Kafka service has a barrier (``participant.barrier``) that orders a step's action and its compensation, whichever
 comes first. An HTTP service has none, so the machine never asks it to undo a step while an attempt of the action may
-still be made: the relay begins none after ``HttpCommand.expires_at``, which is the attempt's timeout here.
+still be made: the relay begins none after ``HttpCommand.expires_at``, which is the attempt's timeout here. Should a
+second copy of a command run what its first could not reach, the step is undone if that answer comes before the saga's
+end. After the end nothing is: the relay passes over second copies, as far as it can know them.
 """
 
 from collections.abc import Sequence
@@ -181,6 +183,12 @@ class _Run:
             # Of a skipped action: the attempt is over, so it may be undone.
             self.steps[i] = replace(step, timeout_at=None)
             return None
+        if self.ran_late(i, reply):
+            # What it rests on may be undone already: that order cannot be kept any more.
+            self.steps[i] = replace(step, result=reply.result)
+            why = "it ran" if reply.outcome is Outcome.DONE else "it may have run"
+            self.undo(i, StepMove.UNDO_LATE, f"the action was settled as not executed, and a late answer says {why}")
+            return None
         if step.state is not expected:
             return Verdict.IGNORED, f"{reply.step!r} is {step.state}: its {reply.operation} is settled"
         # An answer that settles the operation counts from whichever attempt it comes, since the participant's
@@ -202,9 +210,28 @@ class _Run:
             self.not_executed(i, reply.reason or "refused")
         elif under_way:
             self.attempt_failed(i, reply.reason or f"the action answered {reply.outcome}", reply.outcome)
+        elif reply.outcome is Outcome.UNKNOWN and definition.over_http and not step.in_doubt:
+            # A second copy of a command whose first could not be called: this one may have run.
+            self.steps[i] = replace(step, in_doubt=True)
         else:
             return Verdict.IGNORED, f"attempt {reply.attempt} is over"
         return None
+
+    def ran_late(self, i: int, reply: StepReplied) -> bool:
+        """Whether an action without a barrier ran, or may have, after it was settled as not executed.
+
+        Two copies of its command were called, by two relays: the first was not reached, the second was.
+        """
+        step, definition = self.steps[i], self.definition.steps[i]
+        return (
+            step.state is StepState.FAILED
+            and self.state is SagaState.COMPENSATING
+            and definition.over_http
+            and definition.kind is StepKind.COMPENSATABLE
+            and reply.operation is Operation.ACTION
+            and reply.outcome in (Outcome.DONE, Outcome.UNKNOWN)
+            and 1 <= reply.attempt <= step.attempt
+        )
 
     def deadline_passed(self, due_at: int) -> _Ignored | None:
         """Fire every timer up to ``due_at``. The clock may ask early (store): then nothing is due."""

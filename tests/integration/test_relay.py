@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -32,7 +32,7 @@ class Service:
     def __init__(self) -> None:
         self.calls: list[tuple[float, str, dict[str, str], Any]] = []
         self.release = threading.Event()
-        self.registry_status = 200
+        self.registry_status = self.status = 200
         self.catalog: list[dict[str, Any]] = []
         service = self
 
@@ -51,7 +51,7 @@ class Service:
                 elif self.path == "/refuse":
                     self._say(409, {"detail": "sold out"})
                 else:
-                    self._say(200, {"got": body})
+                    self._say(service.status, {"got": body})
 
             def _say(self, status: int, answer: Any) -> None:
                 content = json.dumps(answer).encode()
@@ -101,10 +101,7 @@ class Running:
         self._consumer.assign([TopicPartition("fluxora.transactions", p, 0) for p in partitions])
         self._replies: list[tuple[float, dict[str, Any]]] = []
         self.processes: list[subprocess.Popen[bytes]] = []
-
-    def _partitions(self, topic: str) -> list[TopicPartition]:
-        partitions = self._consumer.list_topics(topic, timeout=10).topics[topic].partitions
-        return [TopicPartition(topic, partition, 0) for partition in partitions]
+        self._sent: dict[str, tuple[str, bytes]] = {}
 
     def start(self, **environment: str) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -124,7 +121,14 @@ class Running:
         return process
 
     def send(
-        self, transaction: str, *, attempt: int = 1, operation: str = "ACTION", expires_in: float = 60, **fields: Any
+        self,
+        transaction: str,
+        *,
+        attempt: int = 1,
+        operation: str = "ACTION",
+        timeout_ms: int = 60_000,
+        expires_in: float | None = None,
+        **fields: Any,
     ) -> str:
         command_id = f"{transaction}:pay:{operation.lower()}:{attempt}"
         record = {
@@ -138,12 +142,18 @@ class Running:
             "service_url": None,
             "endpoint": "/pay",
             "body": '{"amount": 5}',
-            "timeout_ms": 20_000,
-            "expires_at": datetime.now(UTC) + timedelta(seconds=expires_in),
+            "timeout_ms": timeout_ms,
+            "expires_at": datetime.now(UTC)
+            + timedelta(seconds=timeout_ms / 1000 if expires_in is None else expires_in),
             **fields,
         }
-        self.send_raw(transaction, self.codec.encode("fluxora.HttpCommand", record))
+        self._sent[command_id] = transaction, self.codec.encode("fluxora.HttpCommand", record)
+        self.send_again(command_id)
         return command_id
+
+    def send_again(self, command_id: str) -> None:
+        """As a processor does that crashed before it noted what it had published."""
+        self.send_raw(*self._sent[command_id])
 
     def send_raw(self, key: str, value: bytes) -> None:
         self.producer.produce(TOPIC, key=key, value=value, headers={"traceparent": "00-ab-cd-01"})
@@ -181,6 +191,11 @@ class Running:
         while self.lag() != lag:
             assert time.monotonic() < deadline, f"the lag is {self.lag()} and not {lag}"
             time.sleep(0.1)
+
+    def exchange(self, *, at_least: int = 1) -> dict[str, Any]:
+        """One command more, and the reply to it: what was sent before has been taken."""
+        command_id = self.send(str(uuid.uuid4()))
+        return self.replies(command_id, at_least=at_least)[command_id][0]
 
     def stop(self) -> None:
         for process in self.processes:
@@ -308,14 +323,90 @@ def test_a_relay_killed_at(point: str, relay: Running, service: Callable[[], Ser
 
 def test_what_has_expired_is_answered_without_a_call(relay: Running, service: Callable[[], Service]) -> None:
     payments = service()
+    relay.start(SERVICE_REGISTRY_URL=payments.url)
+    relay.exchange()
     sent = [relay.send(id, expires_in=-1) for id in ids(5)]
     votes = [relay.send(id, operation="PREPARE", expires_in=-1) for id in ids(5)]
-    relay.start(SERVICE_REGISTRY_URL=payments.url)
     for replies in relay.replies(*sent).values():
         assert replies[0]["outcome"] == "FAILED"
         assert "expired" in replies[0]["reason"]
     assert {replies[0]["outcome"] for replies in relay.replies(*votes).values()} == {"REFUSED"}
-    assert not payments.calls
+    assert len(payments.calls) == 1
+
+
+# ── Second copies, and what a relay before this one has done ──────────────────────────────────────────────────
+
+
+def test_a_command_that_is_published_again_is_called_once(relay: Running, service: Callable[[], Service]) -> None:
+    payments = service()
+    relay.start(SERVICE_REGISTRY_URL=payments.url)
+    under_way = relay.send(*ids(1), endpoint="/hang")
+    answered = relay.send(*ids(1))
+    relay.replies(answered)
+    for command_id in (under_way, answered):
+        relay.send_again(command_id)
+    relay.producer.flush()
+    relay.await_lag(3)  # the one under way, and its copy, and perhaps the other's behind it
+    payments.release.set()
+    relay.replies(under_way)
+    relay.await_lag(0)
+    assert set(payments.keys().values()) == {1}
+    assert {len(replies) for replies in relay.replies(under_way, answered).values()} == {1}
+
+
+def test_a_refusal_that_was_told_before_the_relay_died_is_not_called_again(
+    relay: Running, service: Callable[[], Service]
+) -> None:
+    payments = service()
+    catalog, payments.catalog = payments.catalog, []
+    killed = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_CRASH_AT="relay.after_reply")
+    failed = relay.send(*ids(1))
+    assert killed.wait(60) == 137
+    assert relay.replies(failed)[failed][0]["outcome"] == "FAILED"
+    assert relay.lag() == 1, "it comes again"
+    payments.catalog = catalog
+    relay.start(SERVICE_REGISTRY_URL=payments.url)
+    assert relay.exchange()["outcome"] == "DONE"
+    relay.await_lag(0)
+    assert set(payments.keys()) & {failed.removesuffix(":1")} == set(), "the machine has gone on from FAILED"
+    assert len(relay.replies(failed)[failed]) == 1
+    # The same, published again by a processor after the relay has come back, and after another restart.
+    relay.send_again(failed)
+    relay.stop()
+    relay.start(SERVICE_REGISTRY_URL=payments.url)
+    relay.send_again(failed)
+    relay.exchange()
+    relay.await_lag(0)
+    assert len(payments.calls) == 2
+    assert len(relay.replies(failed)[failed]) == 1
+
+
+def test_a_no_after_a_call_whose_answer_died_with_the_relay_leaves_it_open_what_was_done(
+    relay: Running, service: Callable[[], Service]
+) -> None:
+    payments = service()
+    killed = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_CRASH_AT="relay.after_call")
+    called = relay.send(*ids(1))
+    assert killed.wait(60) == 137
+    payments.status = 409
+    relay.start(SERVICE_REGISTRY_URL=payments.url)
+    (reply,) = relay.replies(called)[called]
+    assert (reply["outcome"], len(payments.calls)) == ("UNKNOWN", 2)
+    assert reply["reason"].startswith("HTTP 409")
+    # It refuses what no relay before can have called.
+    assert relay.exchange()["outcome"] == "REFUSED"
+
+
+def test_a_log_too_long_to_read_withholds_the_call(relay: Running, service: Callable[[], Service]) -> None:
+    payments = service()
+    killed = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_CRASH_AT="relay.after_reply")
+    called = relay.send(*ids(1))
+    assert killed.wait(60) == 137
+    relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_TAKEOVER_RECORDS="0")
+    _, reply = relay.replies(called, at_least=2)[called]
+    assert reply["outcome"] == "UNKNOWN"
+    assert "0 may be read" in reply["reason"]
+    assert len(payments.calls) == 1
 
 
 def test_a_registry_that_is_away_does_not_stop_calls(relay: Running, service: Callable[[], Service]) -> None:
@@ -359,7 +450,7 @@ def test_poison_is_dead_lettered_and_passed_over(relay: Running, service: Callab
     letters = [m for m in reader.consume(1000, timeout=5) if m.key() == poison.encode()]
     reader.close()
     assert len(letters) == 2
-    headers = dict(letters[1].headers() or [])
+    headers = dict(cast("list[tuple[str, bytes]]", letters[1].headers()))
     assert headers["__connect.errors.topic"] == TOPIC.encode()
     assert b"Confluent wire format" in headers["__connect.errors.exception.message"]
 
@@ -398,6 +489,30 @@ def test_two_relays_share_the_work_and_one_takes_over_from_the_other(
     found = relay.replies(*(f"{id}:pay:action:1" for id in transactions))
     assert {reply["outcome"] for replies in found.values() for reply in replies} == {"DONE"}
     relay.await_lag(0)
+
+
+def test_a_relay_that_loses_the_brokers_ends_and_the_next_one_loses_no_command(
+    relay: Running, service: Callable[[], Service], stack: Stack
+) -> None:
+    payments = service()
+    ended = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_REPLY_TIMEOUT_S="2")
+    relay.exchange()
+    sent = [relay.send(id, endpoint="/hang") for id in ids(30)]
+    deadline = time.monotonic() + 30
+    while len(payments.calls) < 31:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    relay.await_lag(30)
+    # Frozen, so that it is away for as long as it takes; then killed, so that what it had in memory only is gone.
+    broker = stack.pid("kafka")
+    os.kill(broker, signal.SIGSTOP)
+    payments.release.set()
+    assert ended.wait(30) == 75
+    os.kill(broker, signal.SIGKILL)
+    relay.start(SERVICE_REGISTRY_URL=payments.url)
+    found = relay.replies(*sent, timeout_s=120)
+    assert {reply["outcome"] for replies in found.values() for reply in replies} <= {"DONE", "UNKNOWN"}
+    relay.await_lag(0, timeout_s=60)
 
 
 def test_health_is_told(relay: Running, service: Callable[[], Service]) -> None:

@@ -131,7 +131,27 @@ def test_progress_is_told_while_it_walks() -> None:
     assert told == [1_000, 2_000]
 
 
+def test_a_second_copy_of_a_call_that_was_not_reached_is_undone_with_the_rest() -> None:
+    definition = over_http(sequence("a", "b"))
+    report = explore(definition, copies=True)
+    assert report.violations == ()
+    assert report.complete
+    assert report.states > explore(definition).states, "the copies are walked"
+
+
 # Broken machines
+
+
+def test_a_machine_that_leaves_what_ran_late_is_found() -> None:
+    def deaf(saga: Saga | None, event: Input, at: int) -> Decision[Saga, Effect]:
+        if saga is not None and isinstance(event, StepReplied):
+            step = saga.steps[saga.definition.index[event.step]]
+            if event.operation is Operation.ACTION and step.state is StepState.FAILED:
+                return Decision(saga, (), Verdict.IGNORED, "it is settled")
+        return saga_machine.advance(saga, event, at)
+
+    report = explore(over_http(sequence("a", "b")), copies=True, advance=deaf)
+    assert Rule.HALF_DONE in rules(report)
 
 
 def test_a_machine_that_forgets_doubt_leaves_half_of_it_done() -> None:

@@ -179,7 +179,7 @@ def test_an_offset_is_committed_only_when_all_below_it_are_done(gaps: list[int],
     for gap in gaps:
         offsets.append(at)
         at += gap  # transactional producers leave holes
-    window = Window()
+    window = Window(remembered=10)
     for offset in offsets:
         window.taken(offset)
     done: set[int] = set()
@@ -193,4 +193,18 @@ def test_an_offset_is_committed_only_when_all_below_it_are_done(gaps: list[int],
             assert window.to_commit() is None, "the same is not committed twice"
         assert len(window) == (len(offsets) - offsets.index(unfinished[0]) if unfinished else 0)
     if offsets:
-        assert window._position == offsets[-1] + 1
+        assert window.position == offsets[-1] + 1
+
+
+def test_a_second_copy_is_known_while_the_first_is_called_and_afterwards_until_others_took_its_place() -> None:
+    window = Window(remembered=2)
+    assert window.begins("a")
+    assert not window.begins("a")
+    for offset, id in enumerate("abc"):
+        window.taken(offset)
+        window.begins(id)
+    window.done(0, "a")
+    assert not window.begins("a"), "answered"
+    window.done(1, "b")
+    window.done(2, "c")
+    assert [window.begins(id) for id in "abc"] == [True, False, False]

@@ -146,5 +146,17 @@ def test_whatever_is_said_can_be_stored_and_shown(operation: Operation, called: 
         json.loads(verdict.result)
 
 
+@given(st.sampled_from(Operation), called)
+def test_after_a_call_whose_answer_is_lost_nobody_says_that_nothing_was_done(
+    operation: Operation, called: Called
+) -> None:
+    first, again = judge(operation, called), judge(operation, called, again=True)
+    if operation in (Operation.ACTION, Operation.PREPARE) and first.outcome in (REFUSED, FAILED):
+        assert again.outcome is UNKNOWN
+        assert again.reason == f"{first.reason} (a relay before this one may have called)"
+    else:
+        assert again == first
+
+
 def test_a_long_reason_is_cut() -> None:
     assert printable("x" * 5000) == "x" * REASON_LIMIT + "…"

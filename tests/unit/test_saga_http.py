@@ -16,10 +16,12 @@ from saga_processors import endpoint, saga_codec
 from saga_processors.definition import InvalidDefinition, SagaDefinition, StepKind
 from saga_processors.machine import DeadlinePassed, Request, Verdict
 from saga_processors.records import from_ms
-from saga_processors.saga import OperatorRequest, Outcome, SendCommand
+from saga_processors.saga import OperatorRequest, Outcome, SendCommand, StepReplied
 from schemas import UndecodableRecord
 from schemas.registration import SCHEMAS
-from tests.unit.saga_samples import Play, http_step, reply, saga_of, step
+from tests.unit.saga_samples import RETRY, Play, http_step, reply, saga_of, step
+
+ONCE = replace(RETRY, max_attempts=1)
 
 ID = "01928f6e-3f1c-7d2a-9c1b-5f6a7b8c9d0e"
 
@@ -213,6 +215,58 @@ def test_a_late_refusal_settles_an_http_step_that_waits_for_its_next_attempt() -
     play.pass_time()
     play.put(reply("a", Outcome.REFUSED))
     assert play.sent == ["undo a"], "it may have run"
+
+
+@pytest.mark.parametrize("late", [Outcome.DONE, Outcome.UNKNOWN])
+def test_a_call_that_was_not_reached_and_ran_by_a_second_copy_is_undone_while_the_saga_is(late: Outcome) -> None:
+    play = Play(saga_of(http_step("a"), replace(http_step("b", "a"), retry=ONCE)))
+    play.put(reply("a", result='{"id": 1}'))
+    play.put(reply("b", Outcome.FAILED))
+    assert play.sent == ["undo a"]
+    assert play.put(reply("b", late, result='{"id": 2}' if late is Outcome.DONE else None)).verdict is Verdict.APPLIED
+    assert play.sent == ["undo b"]
+    [command] = commands(play)
+    assert json.loads(command["body"])["result"] == ({"id": 2} if late is Outcome.DONE else None)
+    assert play.put(reply("b", late)).verdict is Verdict.IGNORED, "once is enough"
+    play.put(reply("a", undo=True))
+    assert play.states == "COMPENSATING: a=COMPENSATED b=COMPENSATING"
+    play.put(reply("b", undo=True))
+    assert play.states == "FAILED: a=COMPENSATED b=COMPENSATED"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [reply("b", attempt=2), reply("b", Outcome.REFUSED), reply("b", Outcome.FAILED), reply("c"), reply("k")],
+    ids=["never asked for", "refused", "failed", "not begun", "over Kafka"],
+)
+def test_no_other_late_answer_moves_a_step_that_was_not_executed(answer: StepReplied) -> None:
+    play = Play(saga_of(http_step("a"), step("k"), replace(http_step("b", "a", "k"), retry=ONCE), http_step("c", "b")))
+    play.put(reply("a"))
+    if answer.step == "k":
+        play.put(reply("k", Outcome.REFUSED))
+    else:
+        play.put(reply("k"))
+        play.put(reply("b", Outcome.FAILED))
+    assert play.saga is not None and play.saga.state == "COMPENSATING"
+    before = play.saga
+    assert play.put(answer).verdict is not Verdict.APPLIED
+    assert play.saga == before
+
+
+def test_what_ran_late_after_the_end_is_left() -> None:
+    play = Play(saga_of(replace(http_step("a"), retry=ONCE)))
+    play.put(reply("a", Outcome.FAILED))
+    assert play.states == "FAILED: a=FAILED"
+    assert play.put(reply("a")).verdict is Verdict.IGNORED
+
+
+def test_a_second_copy_that_may_have_run_leaves_the_step_in_doubt_while_it_waits() -> None:
+    play = Play(saga_of(http_step("a")))
+    play.put(reply("a", Outcome.FAILED))
+    play.put(reply("a", Outcome.UNKNOWN))
+    play.pass_time()
+    play.put(reply("a", Outcome.FAILED, attempt=2))
+    assert play.sent == ["undo a"]
 
 
 def test_what_participants_start_is_what_the_machine_reads() -> None:
