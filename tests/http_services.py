@@ -55,16 +55,20 @@ class Catalog:
 
     def __init__(self, url: str) -> None:
         self.url = url
-        self._services: dict[str, list[dict[str, Any]]] = {}
+        self._answers: dict[str, Answer] = {}
 
     def add(self, name: str, *services: HttpService) -> None:
         """Say where ``name`` is found; instead of what was said before."""
         addresses = [service.url.removeprefix("http://").split(":") for service in services]
-        self._services[name] = [{"ServiceAddress": host, "ServicePort": int(port)} for host, port in addresses]
+        self.say(name, 200, [{"ServiceAddress": host, "ServicePort": int(port)} for host, port in addresses])
+
+    def say(self, name: str, status: int, document: Any) -> None:
+        """Answer questions for ``name`` with this, true or not."""
+        self._answers[name] = status, document
 
     def find(self, path: str) -> Answer:
         name = unquote(path.removeprefix("/v1/catalog/service/").split("?")[0])
-        return 200, self._services.get(name, [])
+        return self._answers.get(name, (200, []))
 
 
 @contextmanager
