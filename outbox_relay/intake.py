@@ -18,6 +18,7 @@ from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter
 
 from outbox_relay.command import COMMAND, PARTICIPANT_REPLY, STEP_REPLY, HttpCommand
+from outbox_relay.seen import Seen
 from outbox_relay.settings import RelaySettings
 from outbox_relay.window import Window
 from participant.dead_letters import DeadLetters
@@ -34,6 +35,8 @@ GROUP = "fluxora.http-relay"
 _SERVICE = "fluxora.http"
 #: Seconds of one wait for a message: how long a stop may take when there is nothing to do.
 POLL_S = 0.1
+#: Seconds for the brokers to say how far a partition goes.
+_BROKER_S = 10.0
 #: Seconds between two tries of what needs the schema registry.
 _RETRY_S = 1.0
 
@@ -48,6 +51,8 @@ class Taken:
     window: Window
     offset: int
     size: int
+    #: A copy of it may have been called before, by this process or by another one.
+    again: bool = False
 
     def done(self) -> None:
         """It has been answered, and the answer is durable."""
@@ -65,6 +70,7 @@ class Intake:
         self._codec = codec
         self._deliver = deliver
         self._windows: dict[int, Window] = {}
+        self._seen = Seen(settings.seen)
         self._paused: set[int] = set()
         self._stopping = threading.Event()
         self._turned = time.monotonic()
@@ -156,7 +162,8 @@ class Intake:
             if command is None:
                 window.done(offset)
             else:
-                batch.append(Taken(command, window, offset, len(message.value() or b"")))
+                again = self._seen.add(command.command_id) or offset < window.inherited
+                batch.append(Taken(command, window, offset, len(message.value() or b""), again))
         if batch:
             handed = threading.Event()
             self._deliver(batch, handed)
@@ -200,7 +207,10 @@ class Intake:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
-            self._windows[partition.partition] = Window()
+            # What was in the log before it became ours, another relay may have called without saying so. Raises if
+            # the brokers do not answer: then the process starts anew.
+            _, end = consumer.get_watermark_offsets(partition, timeout=_BROKER_S)
+            self._windows[partition.partition] = Window(inherited=end)
         self._trouble = None
         log.info("partitions_assigned", partitions=sorted(self._windows))
 

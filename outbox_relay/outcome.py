@@ -84,8 +84,22 @@ class Verdict:
     result: Json | None = None
 
 
-def judge(operation: Operation, called: Called) -> Verdict:
-    """Return what one attempt came to."""
+def judge(operation: Operation, called: Called, *, again: bool = False) -> Verdict:
+    """Return what one attempt came to.
+
+    ``again``: a copy of the command may have been called before, and nobody knows what that came to. Then "not
+    called" says nothing about an action, and a no nothing about what the first copy has promised: it is told to abort.
+    """
+    verdict = _judge(operation, called)
+    doubtful = (operation is Operation.ACTION and isinstance(called, NotSent)) or (
+        operation is Operation.PREPARE and verdict.outcome is Outcome.REFUSED
+    )
+    if not (again and doubtful):
+        return verdict
+    return Verdict(Outcome.UNKNOWN, f"{verdict.reason} (a copy of this command may have been called before)")
+
+
+def _judge(operation: Operation, called: Called) -> Verdict:
     if isinstance(called, NotSent):
         # Without its question a participant has promised nothing: that is a no.
         outcome = Outcome.REFUSED if operation is Operation.PREPARE else Outcome.FAILED

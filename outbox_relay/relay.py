@@ -180,7 +180,7 @@ class Relay:
 
     async def _answer(self, taken: Taken, called: Called) -> None:
         command = taken.command
-        verdict = judge(command.operation, called)
+        verdict = judge(command.operation, called, again=taken.again)
         await self._reply(command, verdict)
         CALLS.labels(command.operation.value, verdict.outcome.value).inc()
         # A crash here: the call and its reply come again.

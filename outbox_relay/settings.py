@@ -176,6 +176,12 @@ class RelaySettings(DirectorySettings):
         description="Commands of one partition from the lowest unanswered one on: then it pauses. They come again "
         "after a crash.",
     )
+    seen: int = Field(
+        default=20_000,
+        ge=0,
+        le=1_000_000,
+        description="Ids of taken commands that are remembered, to know a second copy by.",
+    )
     batch_limit: int = Field(default=500, ge=1, le=10_000, description="Commands taken from Kafka at once.")
     commit_interval_s: float = Field(default=0.2, ge=0.01, le=60, description="Between two commits of offsets.")
     reply_timeout_s: float = Field(

@@ -11,7 +11,9 @@ class Window:
     ``taken`` is called from the thread that consumes, ``done`` from the loop.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inherited: int = 0) -> None:
+        """``inherited``: what stands below this offset, whoever had the partition before may have called."""
+        self.inherited = inherited
         self._lock = Lock()
         #: Offsets taken and not yet below the position, in order.
         self._offsets: deque[int] = deque()

@@ -50,6 +50,21 @@ def test_what_was_not_sent_did_nothing(operation: Operation) -> None:
     assert verdict.reason == "not called: no connection: Connection refused"
 
 
+def test_a_second_copy_that_was_not_sent_says_nothing_about_the_first() -> None:
+    """The first copy was called, and the relay killed before it could reply; meanwhile the service has gone away."""
+    not_sent = NotSent("no connection: Connection refused")
+    outcomes = {operation: judge(operation, not_sent, again=True).outcome for operation in Operation}
+    assert outcomes == {ACTION: UNKNOWN, COMPENSATION: FAILED, PREPARE: UNKNOWN, COMMIT: FAILED, ABORT: FAILED}
+    assert "may have been called before" in (judge(PREPARE, not_sent, again=True).reason or "")
+
+
+def test_a_no_to_a_second_copy_of_prepare_is_no_proof_that_nothing_is_held() -> None:
+    """A service that does not know the copy by its Idempotency-Key may say "exists already"."""
+    assert judge(PREPARE, Answer(409), again=True).outcome is UNKNOWN
+    assert judge(PREPARE, Answer(200), again=True).outcome is DONE
+    assert judge(ACTION, Answer(409), again=True).outcome is REFUSED
+
+
 @pytest.mark.parametrize("operation", Operation)
 def test_what_got_no_whole_answer_may_have_been_done(operation: Operation) -> None:
     assert judge(operation, Lost("it broke off")).outcome is UNKNOWN
