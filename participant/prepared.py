@@ -125,6 +125,7 @@ class PreparedTransactionManager:
 
         Raises:
             InvalidService: ``max_prepared_transactions`` is 0.
+            StillBusy: another call of the transaction is preparing at this moment.
             Exception: what ``work`` raises, if it is not the database's refusal; nothing is held then.
         """
         id = checked_id(transaction_id)
@@ -164,6 +165,7 @@ class PreparedTransactionManager:
             StillBusy: another session is ending it at this moment.
         """
         id = checked_id(transaction_id)
+        crash_at("participant.commit.before_commit")
         if self._finish(id, "commit"):
             crash_at("participant.commit.after_commit")
             return
@@ -182,6 +184,7 @@ class PreparedTransactionManager:
             StillBusy: a prepare of it is in progress and may yet come to its end.
         """
         id = checked_id(transaction_id)
+        crash_at("participant.abort.before_commit")
         self._finish(id, "rollback")
         crash_at("participant.abort.after_rollback")
         try:
@@ -193,6 +196,7 @@ class PreparedTransactionManager:
             raise
         if state is State.COMMITTED:
             raise TransactionEnded(id, state, "abort")
+        crash_at("participant.abort.after_commit")
 
     def undecided(self, older_than_s: float, limit: int) -> Sequence[Undecided]:
         """This service's prepared transactions in this database that are at least so old, in random order."""
@@ -249,9 +253,10 @@ class PreparedTransactionManager:
         try:
             self._enter_aborted(id, vote.reason)
         except DBAPIError as error:
-            # Another call of it is preparing, or has prepared, while we say no: the coordinator's abort takes it back.
-            if not is_contention(error):
-                raise
+            # Another call of it is preparing, or has just prepared: a no would say that nothing is held here.
+            if is_contention(error):
+                raise StillBusy(id) from error
+            raise
 
     def _enter_aborted(self, id: str, reason: str | None) -> tuple[State, str | None]:
         """Write the tombstone if there is no row, and return what the row says."""
