@@ -16,6 +16,7 @@ from coordinator.gathering import Gathering
 from coordinator.request_store import REQUEST_MADE, Answer, Asked, RequestStore, Written
 from coordinator.settings import Settings
 from coordinator.waiting import Waiting
+from participant.crashpoint import crash_at
 from saga_processors.machine import Request as What
 from saga_processors.machine import Verdict
 from schemas import WrongShape
@@ -78,11 +79,11 @@ class Requests:
         """
         asked = await self._asked(http, kind, transaction_id, what, plain, step, participant, who, why)
         if responds_async(http):
-            _check(await self._gathering.write(asked), asked)
+            _check(await self._write(asked), asked)
             return None
         # Registered before it is written: the answer may come before the statement that wrote it has returned.
         with self._waiting.register(transaction_id, self._store.answers, key=asked.request_id) as woken:
-            written = await self._gathering.write(asked)
+            written = await self._write(asked)
             _check(written, asked)
             answer = None
             if written.holder is not None:
@@ -94,6 +95,13 @@ class Requests:
             state = answer.state or "unknown"
             raise Conflict(answer.reason or f"{what.value} is not possible: the state is {state}", state)
         return answer
+
+    async def _write(self, asked: Asked) -> Written:
+        crash_at("coordinator.before_request")
+        written = await self._gathering.write(asked)
+        # A crash here: it will be done, and the client does not know. With a key it can ask again.
+        crash_at("coordinator.after_request")
+        return written
 
     async def _look(self, asked: Asked) -> Answer | None:
         return (await self._store.answers([asked.request_id])).get(asked.request_id)

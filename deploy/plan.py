@@ -98,8 +98,17 @@ def make_plan(
         ready = ("init",)
     for file in services:
         for spec in read_services(file):
-            parts += extra_parts(spec, shared, ready, ports)
+            extra = extra_parts(spec, shared, ready, ports)
+            parts += extra
+            if (port := extra[-1].ports.get("FLUXORA_HEALTH_PORT")) is not None:
+                # Ours come first: a service that is called `database` has no line of its own.
+                endpoints.setdefault(url_variable(spec.name), f"http://127.0.0.1:{port}")
     return Plan(start_order(parts), endpoints, external)
+
+
+def url_variable(service: str) -> str:
+    """The line of endpoints.env that says where a further service listens: ``CHECKING_URL``."""
+    return re.sub(r"\W", "_", service).upper() + "_URL"
 
 
 async def unanswered(plan: Plan) -> list[str]:

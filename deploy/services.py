@@ -8,7 +8,8 @@
     health_port = "auto"
 
 `setup` commands run once, in order, when `init` is done; then `command` is supervised. With `health_port` the
-service is ready when GET /ready on 127.0.0.1:$FLUXORA_HEALTH_PORT answers 200, otherwise as soon as it runs.
+service is ready when GET /ready on 127.0.0.1:$FLUXORA_HEALTH_PORT answers 200, otherwise as soon as it runs;
+endpoints.env then has READINGS_URL, for services that have more to say on that port than their health.
 `requires` names further parts to wait for. In commands and `env`, {python} is the interpreter of this virtual
 environment and {env:NAME} a variable as the service gets it.
 """

@@ -20,10 +20,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from deploy.stack import Stack, StackError
+from examples.transfers import show_transfers
 
 console = Console(width=int(os.environ.get("COLUMNS", "120")))
 
-SERVICES = Path(__file__).with_name("services.toml")
+SERVICES = [Path(__file__).with_name(name) for name in ("services.toml", "bank.toml")]
 DAY = [0.4, 0.3, 0.3, 0.5, 1.2, 2.0, 1.4, 0.8]
 HUNGRY_DAY = [kwh * 20 for kwh in DAY]
 
@@ -57,9 +58,12 @@ def main(
         ".run-demo"
     ),
 ) -> None:
-    """Run sagas that complete and sagas that are refused at the last step. Example: python -m examples.demo --keep"""
+    """Run sagas that complete and that are undone, and two-phase commits that commit and that abort.
+
+    Example: python -m examples.demo --keep
+    """
     began = time.monotonic()
-    stack = Stack(run_dir, port_base, services=[SERVICES], report=lambda line: console.print(f"  {line}", style="dim"))
+    stack = Stack(run_dir, port_base, services=SERVICES, report=lambda line: console.print(f"  {line}", style="dim"))
     stack.clean()
     console.rule("Starting PostgreSQL, Kafka, Connect with Debezium, the schema registry, and Fluxora")
     wrong = ["it was broken off"]
@@ -92,7 +96,8 @@ def show(endpoints: dict[str, str]) -> list[str]:
             show_saga(case, saga)
             if saga["state"] != case.ends:
                 wrong.append(f"the saga of {case.customer} is {saga['state']}, not {case.ends}")
-    wrong += show_rows(endpoints["DATABASE_URL"], cases)
+        wrong += show_rows(endpoints["DATABASE_URL"], cases)
+        wrong += show_transfers(console, coordinator, endpoints)
     wrong += show_topics(endpoints)
     return wrong
 

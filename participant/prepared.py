@@ -164,6 +164,7 @@ class PreparedTransactionManager:
             StillBusy: another session is ending it at this moment.
         """
         id = checked_id(transaction_id)
+        crash_at("participant.commit.before_commit")
         if self._finish(id, "commit"):
             crash_at("participant.commit.after_commit")
             return
@@ -182,6 +183,7 @@ class PreparedTransactionManager:
             StillBusy: a prepare of it is in progress and may yet come to its end.
         """
         id = checked_id(transaction_id)
+        crash_at("participant.abort.before_commit")
         self._finish(id, "rollback")
         crash_at("participant.abort.after_rollback")
         try:
@@ -193,6 +195,7 @@ class PreparedTransactionManager:
             raise
         if state is State.COMMITTED:
             raise TransactionEnded(id, state, "abort")
+        crash_at("participant.abort.after_commit")
 
     def undecided(self, older_than_s: float, limit: int) -> Sequence[Undecided]:
         """This service's prepared transactions in this database that are at least so old, in random order."""

@@ -12,7 +12,7 @@ from tests import http_services
 from tests.http_services import Catalog
 from tests.platform import Platform
 
-LEDGER = Path(__file__).parent / "services" / "ledger.toml"
+SERVICES = [Path(__file__).parent / "services" / name for name in ("ledger.toml", "vaults.toml")]
 
 
 @pytest.fixture(scope="session")
@@ -24,19 +24,21 @@ def catalog() -> Iterator[Catalog]:
 
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterator[Stack]:
-    """PostgreSQL, Kafka, Connect with Debezium, the registry, our services and the ledger services."""
+    """PostgreSQL, Kafka, Connect with Debezium, the registry, our services, the ledger services and the vaults."""
     run_dir = tmp_path_factory.mktemp("stack")
     crash_dir = run_dir / "crash"
     crash_dir.mkdir()
     with Stack(
         run_dir,
         int(os.environ.get("FLUXORA_TEST_PORT_BASE", "28600")),
-        services=[LEDGER],
+        services=SERVICES,
         environment={
             "FLUXORA_CRASH_DIR": str(crash_dir),
             "SERVICE_REGISTRY_URL": catalog.url,
             # Two, so that a killed or frozen one has a successor.
             "FLUXORA_PROCESSORS": "2",
+            # What is killed time after time is soon there again.
+            "FLUXORA_RESTART_CAP": "2",
             "PYTHONPATH": str(Path(__file__).parents[1]),
         },
         report=print,

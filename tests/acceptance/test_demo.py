@@ -1,6 +1,7 @@
 """``make demo``, as a newcomer runs it: a stack of its own, real transactions, nothing left behind."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +25,10 @@ def test_the_demo_shows_transactions_and_leaves_nothing(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert ended.stdout.count("COMPLETED") == 2
     assert "41.40 EUR is over the credit limit" in ended.stdout
+    assert "30.00: transaction" in ended.stdout
+    assert "prepare: 200 PREPARED, commit: 200 COMMIT" in ended.stdout
+    assert "bob has less than 15000 cents" in ended.stdout
+    assert re.search(r"both +│ +all +│ +400.00 +│ +400.00", ended.stdout)
     assert "kcat -b" in ended.stdout
     assert not run_dir.exists()
     left = [file for file in Path("/proc").glob("[0-9]*/cmdline") if str(run_dir) in _text(file)]
