@@ -125,6 +125,7 @@ class PreparedTransactionManager:
 
         Raises:
             InvalidService: ``max_prepared_transactions`` is 0.
+            StillBusy: another call of the transaction is preparing at this moment.
             Exception: what ``work`` raises, if it is not the database's refusal; nothing is held then.
         """
         id = checked_id(transaction_id)
@@ -252,9 +253,10 @@ class PreparedTransactionManager:
         try:
             self._enter_aborted(id, vote.reason)
         except DBAPIError as error:
-            # Another call of it is preparing, or has prepared, while we say no: the coordinator's abort takes it back.
-            if not is_contention(error):
-                raise
+            # Another call of it is preparing, or has just prepared: a no would say that nothing is held here.
+            if is_contention(error):
+                raise StillBusy(id) from error
+            raise
 
     def _enter_aborted(self, id: str, reason: str | None) -> tuple[State, str | None]:
         """Write the tombstone if there is no row, and return what the row says."""

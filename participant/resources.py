@@ -210,6 +210,7 @@ class ResourceManager:
 
         Raises:
             InvalidChange: unknown resource, operation or column, or a limit is broken.
+            StillBusy: another call of the transaction is in progress.
         """
         one = {"resource": resource, "resource_id": resource_id, "operation": operation, "data": data}
         return self.prepare_all(transaction_id, [one], connection=connection)
@@ -232,13 +233,9 @@ class ResourceManager:
         """Promise several changes, all of them or nothing; they are applied in this order. As ``prepare``."""
         id = checked_id(transaction_id)
         changes = changes_from(id, operations, self._resources)
-        try:
-            with self._transaction(connection, "prepare") as own:
-                return self._prepare(own, id, changes)
-        except DBAPIError as error:
-            if is_contention(error):
-                return no("another call of this transaction is in progress here")
-            raise
+        # Not a no: the call that is in the way may be a copy of this one, and come to a yes.
+        with _busy(id), self._transaction(connection, "prepare") as own:
+            return self._prepare(own, id, changes)
 
     def commit(self, transaction_id: str | UUID, *, connection: Connection | None = None) -> None:
         """Apply what was prepared. Again: does nothing.

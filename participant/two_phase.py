@@ -137,7 +137,7 @@ class Participant(Protocol):
     def prepare_payload(
         self, transaction_id: str, payload: Mapping[str, Any], *, connection: Connection | None = None
     ) -> Vote:
-        """Vote on the work that ``payload`` describes. Raises InvalidChange."""
+        """Vote on the work that ``payload`` describes. Raises InvalidChange, StillBusy."""
 
     def commit(self, transaction_id: str, *, connection: Connection | None = None) -> None:
         """Make the prepared work visible. Raises UnknownTransaction, TransactionEnded, StillBusy."""
@@ -275,6 +275,9 @@ def perform(participant: Participant, connection: Connection, command: Participa
                 participant.abort(transaction_id, connection=connection)
     except UnknownTransaction as error:
         return Answer(TwoPhaseOutcome.NO_SUCH_TRANSACTION, storable(str(error)))
+    except StillBusy as error:
+        # Not a no: a copy of this prepare may be about to come to a yes.
+        return Answer(TwoPhaseOutcome.FAILED, storable(str(error)))
     except TwoPhaseError as error:
         # A prepare that breaks a rule is a no; a commit or abort that cannot be done yet is asked for again.
         refused = command.operation is TwoPhaseOperation.PREPARE

@@ -77,6 +77,21 @@ def test_a_row_that_another_prepared_transaction_has_is_refused_after_the_bound(
     manager.commit(t)
 
 
+def test_a_copy_of_a_prepare_in_progress_is_not_told_no(bank: Bank) -> None:
+    """A no says that nothing is held; the first copy is about to hold something."""
+    bank.open(ada=10)
+    manager, t = prepared_manager(bank.engine, lock_wait_s=0.2), new()
+
+    def meets_its_copy(connection: Connection) -> None:
+        withdraw("ada", 3)(connection)
+        with pytest.raises(StillBusy):
+            manager.prepare(t, withdraw("ada", 3))
+
+    assert manager.prepare(t, meets_its_copy)
+    manager.commit(t)
+    assert bank.balances() == {"ada": 7}
+
+
 def test_work_that_raises_or_commits_holds_nothing(bank: Bank) -> None:
     bank.open(ada=10)
     manager = prepared_manager(bank.engine)

@@ -1,12 +1,22 @@
 """What a service registers for two-phase commits, and what a payload may say."""
 
-from typing import Any
+import uuid
+from typing import Any, cast
 
 import pytest
+from sqlalchemy import Connection
 
 from participant import InvalidChange, InvalidService, ResourceManager, Service
 from participant.changes import CHANGES_LIMIT, DATA_LIMIT, Resource, changes_from, operations_of
-from participant.two_phase import checked_id
+from participant.two_phase import (
+    ParticipantCommand,
+    StillBusy,
+    TwoPhaseOperation,
+    TwoPhaseOutcome,
+    Vote,
+    checked_id,
+    perform,
+)
 
 RESOURCES = {"account": Resource(apply=lambda connection, change: None)}
 
@@ -36,6 +46,18 @@ def test_a_service_may_take_part_in_two_phase_commits_alone() -> None:
     service.check()
     with pytest.raises(InvalidService, match="already"):
         service.participant(ResourceManager(service="bank"))
+
+
+def test_a_prepare_that_meets_a_copy_of_itself_has_failed_and_is_no_vote() -> None:
+    """REFUSED would say that nothing is held, and the coordinator would not tell us to abort."""
+
+    class Busy(ResourceManager):
+        def prepare_payload(self, transaction_id: str, *rest: Any, **more: Any) -> Vote:
+            raise StillBusy(transaction_id)
+
+    command = ParticipantCommand("c", uuid.uuid4(), "bank", TwoPhaseOperation.PREPARE, 1, {})
+    answer = perform(Busy(service="bank"), cast(Connection, None), command)
+    assert answer.outcome is TwoPhaseOutcome.FAILED
 
 
 def test_a_payload_is_one_operation_several_or_none() -> None:
