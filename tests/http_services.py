@@ -38,14 +38,14 @@ class HttpService:
 
 
 @contextmanager
-def http_service(answer: Callable[[Call], Answer]) -> Iterator[HttpService]:
-    """A service until the end of the block."""
+def http_service(answer: Callable[[Call], Answer], port: int = 0) -> Iterator[HttpService]:
+    """A service until the end of the block, on any free port or on one that an earlier service had."""
 
     def respond(method: str, call: Call) -> Answer:
         service.calls.append(call)
         return service.answer(call)
 
-    with _server(respond) as url:
+    with _server(respond, port) as url:
         service = HttpService(url, answer)
         yield service
 
@@ -80,7 +80,7 @@ def catalog() -> Iterator[Catalog]:
 
 
 @contextmanager
-def _server(respond: Callable[[str, Call], Answer]) -> Iterator[str]:
+def _server(respond: Callable[[str, Call], Answer], port: int = 0) -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -106,7 +106,7 @@ def _server(respond: Callable[[str, Call], Answer]) -> Iterator[str]:
         def log_message(self, *args: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with ThreadingHTTPServer(("127.0.0.1", port), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:

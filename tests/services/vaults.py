@@ -37,7 +37,7 @@ from participant.settings import sqlalchemy_url
 
 #: Which vaults share a database, by the suffix of its name.
 VAULTS = {"vaults": ("http-rm", "http-xa"), "ledger": ("kafka-rm", "kafka-xa")}
-ACCOUNTS = tuple(f"a{i}" for i in range(12))
+ACCOUNTS = tuple(f"a{i}" for i in range(40))
 #: Of each account at first.
 BALANCE = 1000
 
