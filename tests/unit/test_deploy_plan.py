@@ -125,3 +125,18 @@ def test_the_local_stack_lets_addresses_of_this_machine_be_called_unless_told_ot
 
     assert allowed({}) == {"127.0.0.0/8,localhost,::1"}
     assert allowed({"FLUXORA_ALLOWED_HOSTS": "orders"}) == {"orders"}
+
+
+def test_a_further_service_that_listens_has_its_address_among_the_endpoints(
+    tmp_path: Path, settings: StackSettings
+) -> None:
+    file = write(
+        tmp_path,
+        "[[service]]\nname = 'sub-meters'\ncommand = ['x']\nhealth_port = 4711\n"
+        "[[service]]\nname = 'silent'\ncommand = ['x']\n"
+        "[[service]]\nname = 'database'\ncommand = ['x']\nhealth_port = 4712\n",
+    )
+    endpoints = make_plan(settings, {}, [file]).endpoints
+    assert endpoints["SUB_METERS_URL"] == "http://127.0.0.1:4711"
+    assert "SILENT_URL" not in endpoints
+    assert endpoints["DATABASE_URL"].startswith("postgresql://"), "ours is never taken away"
