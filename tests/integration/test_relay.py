@@ -255,11 +255,9 @@ def test_a_command_becomes_a_call_and_its_answer_an_input(relay: Running, servic
     done = relay.send(transaction)
     refused = relay.send(transaction, attempt=2, endpoint="refuse")
     voted = relay.send(transaction, operation="PREPARE", service_url=payments.url, endpoint="transaction/prepare")
-    absolute = relay.send(transaction, attempt=4, endpoint=f"{payments.url}/elsewhere")
-    found = relay.replies(done, refused, voted, absolute)
-    # The partition is the relay's own by now: nobody else can have called this one.
     away = relay.send(transaction, attempt=3, service_url="http://10.0.0.1", endpoint="/x")
-    found |= relay.replies(away)
+    absolute = relay.send(transaction, attempt=4, endpoint=f"{payments.url}/elsewhere")
+    found = relay.replies(done, refused, voted, away, absolute)
     reply = found[done][0]
     assert (reply["outcome"], json.loads(reply["result"]), reply["step"]) == ("DONE", {"got": {"amount": 5}}, "pay")
     assert (found[refused][0]["outcome"], found[refused][0]["reason"]) == ("REFUSED", "HTTP 409: sold out")
@@ -276,28 +274,10 @@ def test_a_command_becomes_a_call_and_its_answer_an_input(relay: Running, servic
     relay.await_lag(0)
 
 
-def test_of_what_was_sent_before_it_came_a_relay_does_not_say_that_it_was_not_called(
-    relay: Running, service: Callable[[], Service]
-) -> None:
-    """Its predecessor may have called, and died before it could say so."""
-    payments = service()
-    action, prepare = (
-        relay.send(id, operation=operation, service_url="http://127.0.0.1:1", endpoint="/x")
-        for id, operation in zip(ids(2), ("ACTION", "PREPARE"), strict=True)
-    )
-    relay.producer.flush()
-    relay.start(SERVICE_REGISTRY_URL=payments.url)
-    for replies in relay.replies(action, prepare).values():
-        assert replies[0]["outcome"] == "UNKNOWN"
-        assert "not called" in replies[0]["reason"] and "may have been called before" in replies[0]["reason"]
-
-
 def test_a_service_that_hangs_holds_up_no_other(relay: Running, service: Callable[[], Service]) -> None:
     payments, stuck = service(), service()
     stuck_map = json.dumps({"payments": payments.url, **{f"stuck{i}": stuck.url for i in range(20)}})
     relay.start(FLUXORA_SERVICE_MAP=stuck_map, FLUXORA_RELAY_SERVICE_WAITING="600")
-    # What comes from now on is new to everybody.
-    relay.replies(*[relay.send(id) for id in ids(100)])
     # Twenty services hang, with more calls than there are places, and one of them with more than may wait.
     hanging = [
         relay.send(id, service_name=f"stuck{i % 20 if i < 1_000 else 0}", endpoint="/hang", timeout_ms=15_000)
