@@ -159,6 +159,7 @@ class Relay:
         """Call and answer. Whatever it raises ends the process."""
         if taken.window.revoked:
             return
+        crash_at("relay.before_call")
         began = time.monotonic()
         called = NotSent(taken.withheld) if taken.withheld else await self._call(taken.command)
         SECONDS.labels(self._label(taken.command.service_name)).observe(time.monotonic() - began)
