@@ -9,14 +9,16 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import Consumer, Producer, TopicPartition
 
 from outbox_relay import intake as intakes
+from outbox_relay import predecessors
 from outbox_relay.clock import BrokerClock
-from outbox_relay.command import COMMAND
+from outbox_relay.command import COMMAND, SOURCE
 from outbox_relay.intake import TOPIC, Intake, Taken
-from outbox_relay.predecessors import Answered
+from outbox_relay.predecessors import Answered, read_answered
 from outbox_relay.settings import RelaySettings
+from participant.command import TRANSACTIONS_TOPIC
 
 NOTHING = Answered(0.0, frozenset())
 
@@ -39,7 +41,7 @@ class Relays:
         self._mock = Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "mock"})
         broker = next(iter(self._mock.list_topics(timeout=10).brokers.values()))
         self.address = f"{broker.host}:{broker.port}"
-        self._producer = Producer({"bootstrap.servers": self.address})
+        self.producer = Producer({"bootstrap.servers": self.address})
 
     def send(self, *command_ids: str) -> None:
         for command_id in command_ids:
@@ -57,8 +59,8 @@ class Relays:
                 "timeout_ms": 60_000,
                 "expires_at": datetime.now(UTC) + timedelta(seconds=60),
             }
-            self._producer.produce(TOPIC, JsonCodec().encode(COMMAND, record), b"one key", partition=0)
-        assert self._producer.flush(10) == 0
+            self.producer.produce(TOPIC, JsonCodec().encode(COMMAND, record), b"one key", partition=0)
+        assert self.producer.flush(10) == 0
 
     def start(self) -> "Running":
         return Running(self.address)
@@ -175,3 +177,32 @@ def test_what_the_log_says_is_answered_is_passed_over(relays: Relays, monkeypatc
     assert two.again
     assert two.withheld == "a relay before this one may have called: too long"
     second.crash()
+
+
+def test_the_log_is_read_from_a_time_to_its_end_and_tells_what_relays_have_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def headers(source: str, id: str) -> list[tuple[str, str | bytes | None]]:
+        return [("ce_source", source.encode()), ("ce_id", id.encode())]
+
+    relays = Relays()
+    for partition, record in (
+        (0, headers(SOURCE, "before:reply")),
+        (0, headers(SOURCE, "one:reply")),
+        (0, headers("/ledger", "other:reply")),
+        (1, headers(SOURCE, "two:é:reply")),
+        (1, []),
+    ):
+        relays.producer.produce(TRANSACTIONS_TOPIC, b"", b"", partition=partition, headers=record)
+    assert relays.producer.flush(10) == 0
+
+    class FromTheSecondOn(Consumer):
+        """The mock has no index of times."""
+
+        def offsets_for_times(self, partitions: list[TopicPartition], **_: Any) -> list[TopicPartition]:
+            starts = {0: 1, 1: 0}
+            return [TopicPartition(p.topic, p.partition, starts.get(p.partition, -1)) for p in partitions]
+
+    monkeypatch.setattr(predecessors, "Consumer", FromTheSecondOn)
+    assert read_answered(relays.address, 5.0, 4, 30) == Answered(5.0, frozenset({"one", "two:é"}))
+    assert read_answered(relays.address, 5.0, 3, 30).gap == "the log has 4 records since then, and 3 may be read"
