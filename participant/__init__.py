@@ -25,6 +25,7 @@ from participant import outbox
 from participant.changes import CannotApply, Change, ChangeKind
 from participant.command import Command, Operation, Outcome, Refused
 from participant.endpoints import add_transaction_endpoints
+from participant.events import EventType, event_type
 from participant.outbox_client import OutboxClient
 from participant.prepared import PreparedTransactionManager
 from participant.resources import ResourceManager
@@ -45,6 +46,7 @@ __all__ = [
     "Change",
     "ChangeKind",
     "Command",
+    "EventType",
     "InvalidChange",
     "InvalidService",
     "Operation",
@@ -62,5 +64,6 @@ __all__ = [
     "UnknownTransaction",
     "Vote",
     "add_transaction_endpoints",
+    "event_type",
     "outbox",
 ]
