@@ -14,6 +14,7 @@
 
     billing.run()
 
+For events there are ``outbox.publish``, ``event_type`` and ``Consumer`` (docs/events.md).
 For two-phase commits there are ``ResourceManager``, ``PreparedTransactionManager`` and ``add_transaction_endpoints``
 (docs/two-phase-commit.md).
 
@@ -24,6 +25,7 @@ A handler's rows, the proof that its command was handled, and the reply commit t
 from participant import outbox
 from participant.changes import CannotApply, Change, ChangeKind
 from participant.command import Command, Operation, Outcome, Refused
+from participant.consumer import Consumer, Unknown
 from participant.endpoints import add_transaction_endpoints
 from participant.events import EventType, event_type
 from participant.outbox_client import OutboxClient
@@ -32,6 +34,7 @@ from participant.resources import ResourceManager
 from participant.saga_client import SagaClient
 from participant.service import InvalidService, Service
 from participant.settings import Settings
+from participant.subscriptions import Event
 from participant.two_phase import (
     InvalidChange,
     StillBusy,
@@ -46,6 +49,8 @@ __all__ = [
     "Change",
     "ChangeKind",
     "Command",
+    "Consumer",
+    "Event",
     "EventType",
     "InvalidChange",
     "InvalidService",
@@ -61,6 +66,7 @@ __all__ = [
     "StillBusy",
     "TransactionEnded",
     "TwoPhaseError",
+    "Unknown",
     "UnknownTransaction",
     "Vote",
     "add_transaction_endpoints",

@@ -75,7 +75,9 @@ class EventType:
             value = value.get(part) if isinstance(value, Mapping) else None
         if isinstance(value, (str, UUID)) or (isinstance(value, int) and not isinstance(value, bool)):
             return str(value)
-        raise WrongShape(f"{self.name}.{self.key} is the key: it must be a string, an integer or a UUID, not {value!r:.60}")
+        raise WrongShape(
+            f"{self.name}.{self.key} is the key: it must be a string, an integer or a UUID, not {value!r:.60}"
+        )
 
     def event(self, record: Mapping[str, Any]) -> Any:
         """Return a decoded record as handlers get it: the dataclass, or the dict."""

@@ -234,15 +234,15 @@ def _check(message: Message) -> None:
     for value in (message.key, message.type, message.source, message.traceparent, message.content_type):
         if value is not None and (len(value) > TEXT_LIMIT or "\x00" in value):
             raise WrongShape(
-                f"key, type, source, traceparent or content_type is over {TEXT_LIMIT} characters, or holds a NUL, which "
-                "PostgreSQL cannot store"
+                f"key, type, source, traceparent or content_type is over {TEXT_LIMIT} characters, or holds a NUL, "
+                "which PostgreSQL cannot store"
             )
     if not message.key:
         raise WrongShape("the key is empty: events without a key would lose their order")
     if len(message.payload) > PAYLOAD_LIMIT:
         raise WrongShape(
-            f"the payload is {len(message.payload)} bytes; {PAYLOAD_LIMIT} may be, because Kafka refuses larger records: "
-            "store the data elsewhere and publish where it is"
+            f"the payload is {len(message.payload)} bytes; {PAYLOAD_LIMIT} may be, because Kafka refuses larger "
+            "records: store the data elsewhere and publish where it is"
         )
 
 

@@ -22,7 +22,7 @@ _HEADER = struct.Struct(">bI")
 
 
 class Codec:
-    """Encodes and decodes the platform's records and those of users; caches ids and schemas for the life of the process.
+    """Encodes and decodes the platform's records and those of users; caches ids and schemas as long as it lives.
 
     A registry that is down is noticed only when an id is met for the first time.
     Not bound to a thread: the caches are filled idempotently.

@@ -30,7 +30,7 @@ from collections.abc import Callable, Mapping
 from datetime import date, datetime, time
 from decimal import Decimal
 from enum import Enum
-from functools import lru_cache
+from functools import partial
 from typing import Annotated, Any, Union, get_args, get_origin
 from uuid import UUID
 
@@ -80,7 +80,8 @@ def schema_of(cls: type, name: str) -> dict[str, Any]:
     parts = name.split(".")
     if not all(_NAME.fullmatch(part) for part in parts):
         raise InvalidSchema(f"{name!r} is no full name of an Avro record, as shop.orders.OrderPlaced")
-    return _record(cls, name, ".".join(parts[:-1]), {})
+    schema: dict[str, Any] = _record(cls, name, ".".join(parts[:-1]), {})
+    return schema
 
 
 def _record(cls: type, name: str, namespace: str, seen: dict[str, type]) -> Any:
@@ -137,8 +138,8 @@ def _type(hint: Any, where: str, namespace: str, seen: dict[str, type]) -> Any:
     if isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return _record(hint, hint.__name__, namespace, seen)
     raise InvalidSchema(
-        f"{where}: {hint!r} has no place in Avro; use bool, int, float, str, bytes, datetime, date, time, UUID, Decimal, "
-        "a str Enum, a dataclass, list[…], dict[str, …] or X | None"
+        f"{where}: {hint!r} has no place in Avro; use bool, int, float, str, bytes, datetime, date, time, UUID, "
+        "Decimal, a str Enum, a dataclass, list[…], dict[str, …] or X | None"
     )
 
 
@@ -176,8 +177,8 @@ def _default(field: dataclasses.Field[Any], where: str) -> Any:
     if value is None or isinstance(value, (bool, int, float, str, list, dict)):
         return value
     raise InvalidSchema(
-        f"{where}: a {type(value).__name__} cannot be an Avro default; use None, a scalar, an Enum's member, or an empty "
-        "list or dict"
+        f"{where}: a {type(value).__name__} cannot be an Avro default; use None, a scalar, an Enum's member, or an "
+        "empty list or dict"
     )
 
 
@@ -187,10 +188,11 @@ def to_record(event: object) -> Mapping[str, Any]:
     Raises:
         WrongShape: a nested value is not of its declared class; the message names the field.
     """
-    return _writer(type(event))(event)
+    cls: type[Any] = type(event)
+    return _writer(cls)(event)
 
 
-def from_record(cls: type, record: Mapping[str, Any]) -> Any:
+def from_record(cls: type[Any], record: Mapping[str, Any]) -> Any:
     """Return the record as an instance of the dataclass: the inverse of ``to_record``.
 
     Raises:
@@ -199,8 +201,14 @@ def from_record(cls: type, record: Mapping[str, Any]) -> Any:
     return _reader(cls)(record)
 
 
-@lru_cache(maxsize=1000)
-def _writer(cls: type) -> Callable[[Any], dict[str, Any]]:
+#: Compiled once for each class.
+_WRITERS: dict[type, Callable[[Any], dict[str, Any]]] = {}
+_READERS: dict[type, Callable[[Mapping[str, Any]], Any]] = {}
+
+
+def _writer(cls: type[Any]) -> Callable[[Any], dict[str, Any]]:
+    if (known := _WRITERS.get(cls)) is not None:
+        return known
     hints = _hints(cls)
     converts = {name: inner for name, hint in hints.items() if (inner := _convert(hint, _nested_writer))}
     plain = [name for name in hints if name not in converts]
@@ -216,11 +224,13 @@ def _writer(cls: type) -> Callable[[Any], dict[str, Any]]:
                 raise WrongShape(f"{cls.__name__}.{name}: {error}") from None
         return record
 
+    _WRITERS[cls] = convert
     return convert
 
 
-@lru_cache(maxsize=1000)
-def _reader(cls: type) -> Callable[[Mapping[str, Any]], Any]:
+def _reader(cls: type[Any]) -> Callable[[Mapping[str, Any]], Any]:
+    if (known := _READERS.get(cls)) is not None:
+        return known
     converts = {name: inner for name, hint in _hints(cls).items() if (inner := _convert(hint, _nested_reader))}
 
     def convert(record: Mapping[str, Any]) -> Any:
@@ -230,6 +240,7 @@ def _reader(cls: type) -> Callable[[Mapping[str, Any]], Any]:
                 values[name] = inner(values[name])
         return cls(**values)
 
+    _READERS[cls] = convert
     return convert
 
 
@@ -238,7 +249,7 @@ def _hints(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def _nested_writer(cls: type) -> Callable[[Any], Any]:
+def _nested_writer(cls: type[Any]) -> Callable[[Any], Any]:
     if issubclass(cls, Enum):
 
         def symbol(value: Any) -> Any:
@@ -246,14 +257,22 @@ def _nested_writer(cls: type) -> Callable[[Any], Any]:
             return value.value if isinstance(value, cls) else value
 
         return symbol
-    # Looked up when it is used: a class may contain itself.
-    return lambda value: _writer(cls)(value)
+
+    def write(value: Any) -> Any:
+        # Looked up when it is used: a class may contain itself.
+        return _writer(cls)(value)
+
+    return write
 
 
-def _nested_reader(cls: type) -> Callable[[Any], Any]:
+def _nested_reader(cls: type[Any]) -> Callable[[Any], Any]:
     if issubclass(cls, Enum):
         return cls
-    return lambda value: _reader(cls)(value)
+
+    def read(value: Any) -> Any:
+        return _reader(cls)(value)
+
+    return read
 
 
 def _convert(hint: Any, nested: Callable[[type], Callable[[Any], Any]]) -> Convert:
@@ -261,17 +280,30 @@ def _convert(hint: Any, nested: Callable[[type], Callable[[Any], Any]]) -> Conve
     if origin is Annotated:
         return _convert(arguments[0], nested)
     if origin in (Union, types.UnionType):
-        inner = _convert(next(one for one in arguments if one is not type(None)), nested)
-        return None if inner is None else lambda value: None if value is None else inner(value)
+        return _inside(_convert(next(one for one in arguments if one is not type(None)), nested), _optional)
     if origin is list:
-        inner = _convert(arguments[0], nested)
-        # What is no list is told by the check of the schema.
-        return None if inner is None else lambda v: [inner(one) for one in v] if isinstance(v, list) else v
+        return _inside(_convert(arguments[0], nested), _list)
     if origin is dict:
-        inner = _convert(arguments[1], nested)
-        return None if inner is None else (
-            lambda v: {key: inner(one) for key, one in v.items()} if isinstance(v, dict) else v
-        )
+        return _inside(_convert(arguments[1], nested), _dict)
     if isinstance(hint, type) and (dataclasses.is_dataclass(hint) or issubclass(hint, Enum)):
         return nested(hint)
     return None
+
+
+def _inside(convert: Convert, around: Callable[[Callable[[Any], Any], Any], Any]) -> Convert:
+    return None if convert is None else partial(around, convert)
+
+
+# What is no list or dict at all is told by the check of the schema.
+
+
+def _optional(convert: Callable[[Any], Any], value: Any) -> Any:
+    return None if value is None else convert(value)
+
+
+def _list(convert: Callable[[Any], Any], value: Any) -> Any:
+    return [convert(one) for one in value] if isinstance(value, list) else value
+
+
+def _dict(convert: Callable[[Any], Any], value: Any) -> Any:
+    return {key: convert(one) for key, one in value.items()} if isinstance(value, dict) else value

@@ -1,8 +1,8 @@
 """Whether a record fits an Avro schema, and if not, which field and why.
 
-fastavro writes what it is given as well as it can: 1.5 becomes the long 1, ``"no"`` the boolean true, ``"ab"`` the array
-``["a", "b"]``, and a time without a zone becomes one of the machine's zone. In an event of record those are lies, so
-users' events are checked before they are written. A schema is compiled once into functions.
+fastavro writes what it is given as well as it can: 1.5 becomes the long 1, ``"no"`` the boolean true, ``"ab"`` the
+array ``["a", "b"]``, and a time without a zone becomes one of the machine's zone. In an event those are
+lies, so users' events are checked before they are written. A schema is compiled once into functions.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -31,8 +31,12 @@ def _compile(schema: Any, namespace: str, named: dict[str, Check]) -> Check:
         if schema in _PRIMITIVES:
             return _PRIMITIVES[schema]
         full = _full(schema, namespace)
-        # Looked up when it is used: a record may contain itself.
-        return lambda value: named[full](value)
+
+        def later(value: Any) -> Problem | None:
+            # Looked up when it is used: a record may contain itself.
+            return named[full](value)
+
+        return later
     kind = schema["type"]
     if isinstance(kind, (dict, list)):
         return _compile(kind, namespace, named)
