@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fluxora import check_cli, log_cli, message_cli, saga_cli, tx_cli
+from fluxora import check_cli, log_cli, message_cli, saga_cli, schema_cli, tx_cli
 from fluxora import init as setup
 from fluxora.settings import CliSettings
 
@@ -32,6 +32,7 @@ saga_cli.app.command("check", epilog=check_cli.EXAMPLE)(check_cli.check)
 tx_app = typer.Typer(help="Two-phase commits; transactions of either kind in the log.", no_args_is_help=True)
 app.add_typer(tx_app, name="tx")
 app.add_typer(message_cli.app, name="message")
+app.add_typer(schema_cli.app, name="schema")
 log_cli.register(app, tx_app)
 tx_cli.register(tx_app)
 

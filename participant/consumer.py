@@ -156,6 +156,11 @@ class Consumer:
             self._running = None
 
 
+def letters_of(topic: str, group: str) -> str:
+    """Return the dead letter topic of a group's consumer."""
+    return f"{topic}.{group}.dlq"
+
+
 class Subscriber:
     """The process of a consumer: records from its topics, through the delivery."""
 
@@ -215,7 +220,7 @@ class Subscriber:
             self._codec.close()
 
     def _letters(self, topic: str) -> str:
-        return f"{topic}.{self._group}.dlq"
+        return letters_of(topic, self._group)
 
     def _work(self, messages: Sequence[Message]) -> Sequence[Hold]:
         holds = self._delivery.handle(self._events(messages))
