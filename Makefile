@@ -45,11 +45,12 @@ clean: ## Stop everything and remove its data and logs
 distclean: clean ## As clean, and remove .venv and .jvm
 	rm -rf .venv .jvm
 
-check: install ## Lint, types, import rules, generated diagrams, schemas against the released ones
+check: install ## Lint, types, import rules, generated documents, schemas against the released ones
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m saga_processors.diagrams --check
+	$(BIN)/python -m fluxora.asyncapi --check
 	$(BIN)/python -m schemas.evolution
 	$(BIN)/python -m pytest -q tests/architecture
 

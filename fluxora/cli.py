@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fluxora import check_cli, dlq_cli, log_cli, message_cli, saga_cli, tx_cli
+from fluxora import check_cli, dlq_cli, log_cli, message_cli, saga_cli, schema_cli, tx_cli
 from fluxora import init as setup
 from fluxora.settings import CliSettings
 
@@ -33,6 +33,7 @@ tx_app = typer.Typer(help="Two-phase commits; transactions of either kind in the
 app.add_typer(tx_app, name="tx")
 app.add_typer(message_cli.app, name="message")
 app.add_typer(dlq_cli.app, name="dlq")
+app.add_typer(schema_cli.app, name="schema")
 log_cli.register(app, tx_app)
 tx_cli.register(tx_app)
 

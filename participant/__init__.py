@@ -14,6 +14,7 @@
 
     billing.run()
 
+For events there are ``outbox.publish``, ``event_type`` and ``Consumer`` (docs/events.md).
 For two-phase commits there are ``ResourceManager``, ``PreparedTransactionManager`` and ``add_transaction_endpoints``
 (docs/two-phase-commit.md).
 
@@ -24,13 +25,16 @@ A handler's rows, the proof that its command was handled, and the reply commit t
 from participant import outbox
 from participant.changes import CannotApply, Change, ChangeKind
 from participant.command import Command, Operation, Outcome, Refused
+from participant.consumer import Consumer, Unknown
 from participant.endpoints import add_transaction_endpoints
+from participant.events import EventType, event_type
 from participant.outbox_client import OutboxClient
 from participant.prepared import PreparedTransactionManager
 from participant.resources import ResourceManager
 from participant.saga_client import SagaClient
 from participant.service import InvalidService, Service
 from participant.settings import Settings
+from participant.subscriptions import Event
 from participant.two_phase import (
     InvalidChange,
     StillBusy,
@@ -45,6 +49,9 @@ __all__ = [
     "Change",
     "ChangeKind",
     "Command",
+    "Consumer",
+    "Event",
+    "EventType",
     "InvalidChange",
     "InvalidService",
     "Operation",
@@ -59,8 +66,10 @@ __all__ = [
     "StillBusy",
     "TransactionEnded",
     "TwoPhaseError",
+    "Unknown",
     "UnknownTransaction",
     "Vote",
     "add_transaction_endpoints",
+    "event_type",
     "outbox",
 ]

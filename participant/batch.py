@@ -14,7 +14,7 @@ What happens, and what a crash of the process leaves on each line::
 
 A zombie, a second worker with the same commands, waits on line 2 for the rows of the first, and then skips them.
 One that is frozen between 2 and 6 holds those rows until PostgreSQL ends its transaction
-(``limit_idle_transactions``).
+(``participant.local_transaction.limit_idle_transactions``).
 Two attempts of one step in two workers meet on line 5 at the primary key of the barrier: the later one is rolled
 back whole and tried again, and then reads on line 3 what the first one did.
 
@@ -27,14 +27,16 @@ decides about further attempts.
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from operator import itemgetter
 from typing import Any, TypeVar
 
 import orjson
 import structlog
-from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import DBAPIError, IntegrityError, InterfaceError, OperationalError
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.exc import IntegrityError
 
 from participant import barrier, outbox, two_phase
 from participant.arrays import text_array, uuid_array
@@ -53,7 +55,9 @@ from participant.command import (
 )
 from participant.crashpoint import crash_at
 from participant.handlers import Handler, Handlers
+from participant.handling import handling
 from participant.incoming import AnyCommand
+from participant.local_transaction import Culprit, Guard, Retry, cut, first_line, is_infrastructure
 from participant.two_phase import Answer, Participant, ParticipantCommand, TwoPhaseOutcome
 from schemas import Codec, RegistryUnavailable
 
@@ -81,30 +85,6 @@ _WRITE_BARRIER = text("""
         CAST(:transaction_id AS uuid[]), CAST(:step AS text[]), CAST(:operation AS text[]),
         CAST(:outcome AS text[]), CAST(:result AS text[]), CAST(:reason AS text[]))
 """)
-
-#: SQLSTATE classes that say nothing about the command: connection, rollback (serialization, deadlock), resources
-#: (disk full, too many connections), operator intervention (shutdown, failover), system error.
-_INFRASTRUCTURE_CLASSES = ("08", "40", "53", "58")
-_INFRASTRUCTURE_STATES = (
-    "57P01",
-    "57P02",
-    "57P03",
-    "57P05",
-    "25006",
-)  # 25006: a standby that was the primary
-
-
-class Retry(Exception):
-    """The batch met something that is no command's fault. It was rolled back; the same batch is to be tried again."""
-
-
-class _Culprit(Exception):
-    """The batch was rolled back because of these commands, or of one among them."""
-
-    def __init__(self, commands: Sequence[AnyCommand], cause: BaseException) -> None:
-        super().__init__(str(cause))
-        self.commands = commands
-        self.cause = cause
 
 
 class _DirtyRefusal(Exception):
@@ -145,7 +125,7 @@ class Batch:
         self._dead_letter = dead_letter
         self._observe = observe
         self._participant = participant
-        self._guard = _Guard(engine)
+        self._guard = Guard(engine)
 
     def handle(self, commands: Sequence[AnyCommand]) -> None:
         """Handle ``commands``; when it returns, the reply of each is committed.
@@ -166,34 +146,68 @@ class Batch:
             except _DirtyRefusal as refusal:
                 decided.update(refusal.refused)
                 waiting.extend(reversed(_before_and_from(part, refusal.refused)))
-            except _Culprit as culprit:
+            except Culprit as culprit:
                 if len(part) == 1:
                     self._record_failure(part[0], culprit.cause)
                 else:
-                    waiting.extend(reversed(_cut(part, culprit.commands)))
+                    waiting.extend(reversed(cut(part, culprit.items)))
 
     def _attempt(self, commands: Sequence[AnyCommand], decided: dict[str, Reply]) -> None:
         try:
             with self._engine.begin() as connection:
-                claimed = self._claim(connection, commands)
-                walk = _Walk(
-                    connection, self._guard, self._handlers, self._participant, claimed, decided, self._idle_limit_s
-                )
-                walk.run()
-                self._write(connection, walk)
+                walk = self._within(connection, commands, decided)
                 crash_at("participant.before_commit")
             crash_at("participant.after_commit")
-        except (_Culprit, _DirtyRefusal):
+        except (Culprit, _DirtyRefusal):
             raise
         except RegistryUnavailable as error:
             raise Retry(str(error)) from error
         except Exception as error:
             if is_infrastructure(error) or isinstance(error, _BarrierTaken):
-                raise Retry(_first_line(error)) from error
+                raise Retry(first_line(error)) from error
             # A deferred constraint at the commit, or a handler that swallowed its statement's error.
-            raise _Culprit(commands, error) from error
+            raise Culprit(commands, error) from error
         for command, reply in walk.replies:
             self._observe(command, reply)
+
+    def perform(self, connection: Connection, command: AnyCommand) -> AnyReply | None:
+        """Handle one command within the transaction that is open on ``connection``; None if it was handled before.
+
+        For tests of handlers: nothing is tried again, what the handler raises is raised, and then, as with a refusal,
+        what it wrote is rolled back.
+        """
+        decided: dict[str, Reply] = {}
+        while True:
+            savepoint = connection.begin_nested()
+            try:
+                walk = self._within(connection, [command], decided)
+            except _DirtyRefusal as refusal:
+                savepoint.rollback()
+                decided.update(refusal.refused)
+            except BaseException as error:
+                savepoint.rollback()
+                if isinstance(error, Culprit):
+                    raise error.cause from None
+                raise
+            else:
+                savepoint.commit()
+                return walk.replies[0][1] if walk.replies else None
+
+    def _within(self, connection: Connection, commands: Sequence[AnyCommand], decided: dict[str, Reply]) -> "_Walk":
+        """Lines 2 to 5."""
+        walk = _Walk(
+            connection,
+            self._guard,
+            self._handlers,
+            self._participant,
+            self._claim(connection, commands),
+            decided,
+            self._idle_limit_s,
+            partial(handling, self._service, self._codec),
+        )
+        walk.run()
+        self._write(connection, walk)
+        return walk
 
     def _claim(self, connection: Connection, commands: Sequence[AnyCommand]) -> list[AnyCommand]:
         ids = [command.command_id for command in commands]
@@ -266,7 +280,7 @@ class Batch:
                 self._publish(connection, [(command, reply)])
         except Exception as failed:
             if isinstance(failed, RegistryUnavailable) or is_infrastructure(failed):
-                raise Retry(_first_line(failed)) from failed
+                raise Retry(first_line(failed)) from failed
             raise
         self._observe(command, reply)
 
@@ -281,15 +295,17 @@ class _Walk:
     def __init__(
         self,
         connection: Connection,
-        guard: "_Guard",
+        guard: Guard,
         handlers: Handlers,
         participant: Participant,
         commands: list[AnyCommand],
         decided: dict[str, Reply],
         idle_limit_s: float,
+        handling: Callable[[str | None], AbstractContextManager[None]],
     ) -> None:
         self._connection = connection
         self._idle_limit_s = idle_limit_s
+        self._handling = handling
         self._guard = guard
         self._handlers = handlers
         self._participant = participant
@@ -400,11 +416,14 @@ class _Walk:
     def _call(self, commands: Sequence[AnyCommand], call: Callable[[], _T]) -> tuple[_T, bool]:
         started = time.monotonic()
         try:
-            return self._guard.call(self._connection, call)
+            with self._handling(commands[0].traceparent if len(commands) == 1 else None):
+                return self._guard.call(self._connection, call)
+        except RegistryUnavailable:
+            raise  # what the handler publishes cannot be encoded now: no command's fault
         except Exception as error:
             if is_infrastructure(error) and time.monotonic() - started < self._idle_limit_s:
                 raise
-            raise _Culprit(commands, error) from error
+            raise Culprit(commands, error) from error
 
     def _finish(self, command: Command, reply: Reply) -> None:
         if reply.outcome is not Outcome.REFUSED or not command.must_succeed:
@@ -447,17 +466,6 @@ def waves(commands: Sequence[AnyCommand]) -> list[list[AnyCommand]]:
     return rounds
 
 
-def _cut(commands: Sequence[AnyCommand], culprits: Sequence[AnyCommand]) -> list[list[AnyCommand]]:
-    """Cut a failed batch, in its order: around the culprit if it is one, else in halves."""
-    if len(culprits) == 1:
-        at = next(i for i, command in enumerate(commands) if command is culprits[0])
-        parts = [list(commands[:at]), [commands[at]], list(commands[at + 1 :])]
-    else:
-        middle = len(commands) // 2
-        parts = [list(commands[:middle]), list(commands[middle:])]
-    return [part for part in parts if part]
-
-
 def _before_and_from(commands: Sequence[AnyCommand], refused: dict[str, Reply]) -> list[list[AnyCommand]]:
     """Cut before the first refused command: what came before it is committed, the rest goes on.
 
@@ -465,69 +473,3 @@ def _before_and_from(commands: Sequence[AnyCommand], refused: dict[str, Reply]) 
     """
     at = next(i for i, command in enumerate(commands) if command.command_id in refused)
     return [part for part in (list(commands[:at]), list(commands[at:])) if part]
-
-
-def limit_idle_transactions(engine: Engine, limit_s: float) -> None:
-    """Have PostgreSQL end a transaction of ``engine`` that is silent for so long.
-
-    A worker that is frozen inside a batch (SIGSTOP, a suspended virtual machine, a cut network) holds the locks of
-    its inbox rows, and its successor waits for them on line 2; without a limit it would wait for ever.
-    """
-
-    @event.listens_for(engine, "connect")
-    def limit(connection: Any, record: Any) -> None:
-        connection.execute(f"SET idle_in_transaction_session_timeout = {int(limit_s * 1000)}")
-        connection.commit()
-
-
-def is_infrastructure(error: BaseException) -> bool:
-    """Tell whether the database, not the command, is the cause: trying again later may well succeed."""
-    if not isinstance(error, DBAPIError):
-        return False
-    if error.connection_invalidated:
-        return True
-    state: str | None = getattr(error.orig, "sqlstate", None)
-    if state is None:
-        return isinstance(error, (OperationalError, InterfaceError))
-    return state.startswith(_INFRASTRUCTURE_CLASSES) or state in _INFRASTRUCTURE_STATES
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
-
-
-class _Guard:
-    """Sees what a handler does to the batch's connection: whether it writes, and that it does not end the
-    transaction."""
-
-    def __init__(self, engine: Engine) -> None:
-        self._connection: Connection | None = None
-        self._wrote = False
-        event.listen(engine, "before_cursor_execute", self._note)
-        event.listen(engine, "commit", self._refuse)
-        event.listen(engine, "rollback", self._refuse)
-
-    def call(self, connection: Connection, handler: Callable[[], _T]) -> tuple[_T, bool]:
-        """Return what ``handler`` returns, and whether it ran anything but SELECTs.
-
-        Statements that bypass SQLAlchemy, and functions that write when selected from, are not seen.
-        """
-        self._connection, self._wrote = connection, False
-        try:
-            return handler(), self._wrote
-        finally:
-            self._connection = None
-
-    def _note(self, connection: Connection, cursor: Any, statement: str, *rest: Any) -> None:
-        if connection is self._connection and statement.lstrip()[:6].upper() != "SELECT":
-            self._wrote = True
-
-    def _refuse(self, connection: Connection) -> None:
-        if connection is self._connection:
-            # SQLAlchemy takes its transaction for ended now, and would give a connection with an open one back to
-            # the pool: the next batch would then commit what this one did. So the connection goes.
-            self._connection = None
-            connection.invalidate()
-            raise RuntimeError(
-                "a handler must not commit or roll back: its rows belong to the transaction of the whole batch"
-            )

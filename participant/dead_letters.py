@@ -1,16 +1,27 @@
-"""Commands that cannot be handled, kept in ``<service>.commands.dlq`` with the headers of Kafka Connect's own."""
+"""Records that cannot be handled, kept in a dead letter topic with the headers of Kafka Connect's own."""
 
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import structlog
 from confluent_kafka import KafkaError, Message, Producer
 from confluent_kafka import KafkaException as KafkaFailure
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+log = structlog.get_logger(__name__)
 
 #: Seconds to wait for the broker's acknowledgement; then the process gives up and starts anew.
 ACK_TIMEOUT_S = 30
 
 #: Bytes of a letter: what a command's topic takes (fluxora.topics), and room for the reasons.
 MAX_RECORD_BYTES = 2 * 1024 * 1024
+#: As the platform's own (fluxora.topics).
+_KEPT = {
+    "cleanup.policy": "delete",
+    "retention.ms": str(30 * 24 * 60 * 60 * 1000),
+    "max.message.bytes": str(MAX_RECORD_BYTES),
+}
 #: Characters of an exception's message and of its traceback that are kept.
 MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
 
@@ -20,9 +31,19 @@ Headers = Sequence[tuple[str, str | bytes | None]]
 class DeadLetters:
     """Produces dead letters and waits until they are durable."""
 
-    def __init__(self, bootstrap_servers: str, service: str, reported_by: str = "participant.worker.Worker") -> None:
-        """``reported_by`` is the class that stands in the letters as the one that could not go on."""
-        self.topic = f"{service}.commands.dlq"
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        service: str,
+        reported_by: str = "participant.worker.Worker",
+        topic: Callable[[str], str] = "{}.dlq".format,
+    ) -> None:
+        """``reported_by`` is the class that stands in the letters as the one that could not go on.
+
+        ``topic`` returns the dead letter topic of a topic.
+        """
+        self.topic = topic
+        self._bootstrap_servers = bootstrap_servers
         self._service = service
         self._reported_by = reported_by
         self._producer = Producer(
@@ -37,6 +58,19 @@ class DeadLetters:
             }
         )
 
+    def create(self, topics: Sequence[str]) -> None:
+        """Create dead letter topics that are missing; who may not is told in the log, and by the first letter."""
+        admin = AdminClient(
+            {"bootstrap.servers": self._bootstrap_servers, "client.id": f"{self._service}-dead-letters"}
+        )
+        wanted = [NewTopic(topic, num_partitions=1, replication_factor=-1, config=_KEPT) for topic in topics]
+        for topic, made in admin.create_topics(wanted, request_timeout=ACK_TIMEOUT_S).items():
+            try:
+                made.result()
+            except KafkaFailure as failure:
+                if failure.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    log.warning("dead_letter_topic_not_created", topic=topic, error=str(failure))
+
     def put(self, message: Message, error: BaseException, *, stage: str) -> None:
         """Store ``message`` as it came, with why; returns when it is acknowledged.
 
@@ -50,7 +84,7 @@ class DeadLetters:
                 failed.append(problem)
 
         self._producer.produce(
-            self.topic,
+            self.topic(message.topic() or ""),
             key=message.key(),
             value=message.value(),
             headers=[*(message.headers() or []), *self._why(message, error, stage)],

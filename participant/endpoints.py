@@ -26,8 +26,8 @@ import structlog
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from participant.batch import is_infrastructure
 from participant.handlers import InvalidService
+from participant.local_transaction import is_infrastructure
 from participant.sweep import sweep_from_environment
 from participant.two_phase import (
     InvalidChange,

@@ -18,7 +18,9 @@ from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from participant.arrays import bytea_array, text_array, uuid_array
-from schemas import Codec, WrongShape
+from participant.events import EventType, declared_type, type_of
+from participant.handling import current, current_traceparent
+from schemas import Codec, WrongShape, register_types
 
 AVRO = "application/avro"
 #: Bytes of one message. Kafka takes 1 MiB a record with key and headers; one record over it stops the connector
@@ -37,6 +39,12 @@ _INSERT = text("""
         CAST(:payload AS bytea[]), CAST(:topic AS text[]), CAST(:source AS text[]),
         CAST(:traceparent AS text[]), CAST(:content_type AS text[]))
 """)
+
+_INSERT_ONE = """
+    INSERT INTO fluxora.outbox
+        (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
+    VALUES (%b, %s, %s, %s, %b, %s, %s, %s, %s)
+"""
 
 #: A record to be encoded, or bytes that are encoded already.
 Event = Mapping[str, Any] | bytes | object
@@ -65,19 +73,23 @@ class Message:
 @lru_cache(maxsize=1)
 def default_codec() -> Codec:
     """The codec of ``SCHEMA_REGISTRY_URL``, made once."""
+    return Codec(_registry_url())
+
+
+def _registry_url() -> str:
     url = os.environ.get("SCHEMA_REGISTRY_URL")
     if not url:
         raise WrongShape("SCHEMA_REGISTRY_URL is not set and no codec was given: nothing to encode the event with")
-    return Codec(url)
+    return url
 
 
 def publish(
     session_or_connection: Session | Connection,
     event: Event,
     *,
-    topic: str,
-    key: str,
-    type: str,
+    type: str | EventType | None = None,
+    topic: str | None = None,
+    key: str | None = None,
     source: str | None = None,
     traceparent: str | None = None,
     id: uuid.UUID | None = None,
@@ -87,28 +99,96 @@ def publish(
     """Put one event into the outbox, in the caller's transaction, and return its id.
 
     Args:
-        event: a mapping or dataclass, encoded by the schema ``type``; or bytes, sent as they are.
+        event: an instance of a class declared with ``@event_type``, which says the rest; a mapping, with ``type``; any
+            dataclass, with ``type``; or bytes, sent as they are, with ``type``, ``topic`` and ``key``.
+        type: a declared type, or the full name of a schema that the codec knows; then ``topic`` and ``key`` are needed.
         topic: Kafka topic; one that does not exist is made by the connector, with the broker's defaults.
         key: Kafka key. Events of one key arrive in the order of their commits.
-        source: ``ce_source``; by default the ``FLUXORA_SERVICE`` of the environment, or ``fluxora``.
+        source: ``ce_source``; by default the service whose handler runs, else the ``FLUXORA_SERVICE`` of the
+            environment, else ``fluxora``.
+        traceparent: W3C Trace Context; by default that of OpenTelemetry's current span, else, in a handler, that of the
+            command or event in hand.
         id: give the same one to publish the same event again; a UUIDv7 by default.
 
     Raises:
         WrongShape: the event does not fit its schema, or the message breaks a limit. Nothing was written.
-        RegistryUnavailable: the schema's id is not cached yet and the registry does not answer.
+        InvalidSchema: its type has the name of another one.
+        RegistryUnavailable: the schema's id is not cached yet and the registry does not answer, or does not have it
+            (``register`` at the service's start sees to both). Nothing was written.
     """
+    declared = type if isinstance(type, EventType) else declared_type(event) if type is None else None
+    if declared is not None:
+        record = declared.record(event)
+        topic = topic or declared.topic
+        key = declared.key_of(record) if key is None else key
+        payload = _codec_of(declared, codec).encode(declared.name, record)
+        name = declared.name
+    elif isinstance(type, str) and topic is not None and key is not None:
+        payload, name = _encode(event, type, codec), type
+    else:
+        raise WrongShape(
+            "publish needs a type, a topic and a key: give an instance of a class declared with @event_type, or "
+            "type=EventType…, or all three"
+        )
+    handled = current()
     message = Message(
         topic=topic,
         key=key,
-        type=type,
-        payload=_encode(event, type, codec),
-        source=source or os.environ.get("FLUXORA_SERVICE", "fluxora"),
-        traceparent=traceparent,
+        type=name,
+        payload=payload,
+        source=source or (os.environ.get("FLUXORA_SERVICE", "fluxora") if handled is None else handled.service),
+        traceparent=traceparent or current_traceparent(),
         content_type=content_type,
         id=uuid7() if id is None else id,
     )
-    publish_many(session_or_connection, [message])
+    _check(message)
+    connection = session_or_connection
+    if isinstance(connection, Session):
+        connection = connection.connection()
+    # Past SQLAlchemy's compiler, not past its connection: errors are told, and a batch's guard sees it, as ever.
+    connection.exec_driver_sql(
+        _INSERT_ONE,
+        (
+            message.id,
+            name,
+            key,
+            name,
+            payload,
+            topic,
+            message.source,
+            message.traceparent,
+            content_type,
+        ),
+    )
     return message.id
+
+
+def register(*types: EventType | type, codec: Codec | None = None, registry_url: str | None = None) -> None:
+    """Register the schemas of types and cache their ids: at a service's start, so that publishing needs no registry.
+
+    Args:
+        types: EventTypes, or classes declared with ``@event_type``.
+        registry_url: ``SCHEMA_REGISTRY_URL`` by default.
+
+    Raises:
+        IncompatibleSchema: it would break readers of the registered version.
+        InvalidSchema, RegistryUnavailable: as ``publish``.
+    """
+    declared = [type_of(one) for one in types]
+    register_types(registry_url or _registry_url(), [one.schema for one in declared])
+    for one in declared:
+        _codec_of(one, codec).prepare(one.name)
+
+
+def _codec_of(declared: EventType, codec: Codec | None) -> Codec:
+    codec = codec or _default()
+    codec.add(declared.schema)
+    return codec
+
+
+def _default() -> Codec:
+    handled = current()
+    return default_codec() if handled is None else handled.codec
 
 
 def publish_many(session_or_connection: Session | Connection, messages: Sequence[Message]) -> None:
@@ -141,7 +221,7 @@ def _encode(event: Event, type: str, codec: Codec | None) -> bytes:
         event = dataclasses.asdict(event)
     if not isinstance(event, Mapping):
         raise WrongShape(f"an event is a mapping, a dataclass or bytes, not {event.__class__.__name__}")
-    return (codec or default_codec()).encode(type, event)
+    return (codec or _default()).encode(type, event)
 
 
 #: ``type`` is a parameter's name here.
@@ -149,15 +229,23 @@ _CLASS = type
 
 
 def _check(message: Message) -> None:
-    if not _TOPIC.fullmatch(message.topic) or message.topic in (".", ".."):
+    if not _is_topic(message.topic):
         raise WrongShape(f"{message.topic!r} is no Kafka topic name (1 to 249 of letters, digits, '.', '_', '-')")
-    texts = (message.key, message.type, message.source, message.traceparent, message.content_type)
-    if any(value is not None and ("\x00" in value or len(value) > TEXT_LIMIT) for value in texts):
-        raise WrongShape(
-            f"key, type, source, traceparent or content_type is over {TEXT_LIMIT} characters, or holds a NUL, which "
-            "PostgreSQL cannot store"
-        )
+    for value in (message.key, message.type, message.source, message.traceparent, message.content_type):
+        if value is not None and (len(value) > TEXT_LIMIT or "\x00" in value):
+            raise WrongShape(
+                f"key, type, source, traceparent or content_type is over {TEXT_LIMIT} characters, or holds a NUL, "
+                "which PostgreSQL cannot store"
+            )
     if not message.key:
         raise WrongShape("the key is empty: events without a key would lose their order")
     if len(message.payload) > PAYLOAD_LIMIT:
-        raise WrongShape(f"the payload is {len(message.payload)} bytes; {PAYLOAD_LIMIT} may be")
+        raise WrongShape(
+            f"the payload is {len(message.payload)} bytes; {PAYLOAD_LIMIT} may be, because Kafka refuses larger "
+            "records: store the data elsewhere and publish where it is"
+        )
+
+
+@lru_cache(maxsize=1000)
+def _is_topic(name: str) -> bool:
+    return _TOPIC.fullmatch(name) is not None and name not in (".", "..")

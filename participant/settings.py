@@ -41,7 +41,7 @@ class Settings(BaseSettings):
         default=0, ge=0, le=65535, description="/health, /ready and /metrics listen here; 0 means not at all."
     )
     health_host: str = Field(default="127.0.0.1", description="Address of that port; 0.0.0.0 in a container.")
-    batch_limit: int = Field(default=500, ge=1, le=10_000, description="Most commands in one transaction.")
+    batch_limit: int = Field(default=500, ge=1, le=10_000, description="Most commands or events in one transaction.")
     session_timeout_ms: int = Field(
         default=6_000,
         ge=1_000,
@@ -58,6 +58,20 @@ class Settings(BaseSettings):
     )
     retry_wait_max_s: float = Field(
         default=5.0, ge=0.1, le=60.0, description="Longest pause between tries while a dependency is down."
+    )
+
+    event_attempts: int = Field(
+        default=5,
+        ge=0,
+        le=1_000_000,
+        description="How often an event's handler may fail before the event goes to the dead letter topic; 0: it is "
+        "tried for ever, and its partition waits.",
+    )
+    event_retry_wait_s: float = Field(
+        default=0.5, ge=0.01, le=3600.0, description="Pause after an event's first failure; doubles with each further."
+    )
+    event_retry_wait_max_s: float = Field(
+        default=30.0, ge=0.01, le=86_400.0, description="Longest pause between two tries of an event."
     )
 
     @classmethod

@@ -5,16 +5,25 @@
 """
 
 from schemas.codec import Codec
-from schemas.errors import FluxoraError, IncompatibleSchema, RegistryUnavailable, UndecodableRecord, WrongShape
-from schemas.registration import SCHEMAS, register_all
+from schemas.errors import (
+    FluxoraError,
+    IncompatibleSchema,
+    InvalidSchema,
+    RegistryUnavailable,
+    UndecodableRecord,
+    WrongShape,
+)
+from schemas.registration import SCHEMAS, register_all, register_types
 
 __all__ = [
     "SCHEMAS",
     "Codec",
     "FluxoraError",
     "IncompatibleSchema",
+    "InvalidSchema",
     "RegistryUnavailable",
     "UndecodableRecord",
     "WrongShape",
     "register_all",
+    "register_types",
 ]

@@ -11,51 +11,92 @@ from collections.abc import Mapping
 from typing import Any
 
 import fastavro
-import httpx2
-from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
-from confluent_kafka.schema_registry.error import SchemaRegistryError
 from fastavro.types import Schema as ParsedSchema
 
-from schemas.errors import RegistryUnavailable, UndecodableRecord, WrongShape
-from schemas.registration import SCHEMAS
+from schemas.errors import InvalidSchema, UndecodableRecord, WrongShape
+from schemas.registration import SCHEMAS, full_name
+from schemas.registry import ConfluentRegistry, Registry
+from schemas.shape import Check, check_of
 
 _HEADER = struct.Struct(">bI")
-#: How long one question to the registry may take, in seconds. Each id is asked for once per process.
-REGISTRY_TIMEOUT_S = 10
 
 
 class Codec:
-    """Encodes and decodes the platform's records; caches ids and schemas for the life of the process.
+    """Encodes and decodes the platform's records and those of users; caches ids and schemas as long as it lives.
 
     A registry that is down is noticed only when an id is met for the first time.
     Not bound to a thread: the caches are filled idempotently.
     """
 
-    def __init__(self, registry_url: str) -> None:
-        self._client = SchemaRegistryClient({"url": registry_url, "timeout": REGISTRY_TIMEOUT_S})
+    def __init__(self, registry: str | Registry) -> None:
+        """``registry`` is the base URL of a Confluent-compatible API, or what stands in for one."""
+        self._registry = ConfluentRegistry(registry) if isinstance(registry, str) else registry
+        self._schemas = dict(SCHEMAS)
         self._local: dict[str, ParsedSchema] = {
             name: fastavro.parse_schema(schema, named_schemas={}) for name, schema in SCHEMAS.items()
         }
+        #: Of users' types only: the platform's records are made by the platform.
+        self._checks: dict[str, Check] = {}
+        #: By identity, because ``add`` is called with every event that is published.
+        self._added: dict[int, tuple[str, Mapping[str, Any]]] = {}
         self._headers: dict[str, bytes] = {}
         self._writers: dict[int, tuple[str, ParsedSchema, ParsedSchema | None]] = {}
 
     def close(self) -> None:
         """Close the connection to the registry; what is cached still works."""
-        self._client.close()
+        self._registry.close()
+
+    def add(self, schema: Mapping[str, Any]) -> str:
+        """Know a record type of the user's, for ``encode`` and as what ``decode`` resolves to; returns its full name.
+
+        Adding the same schema again does nothing.
+
+        Raises:
+            InvalidSchema: no Avro record, or the name is known with another schema: of two versions in one process
+                nobody could say which one is meant.
+        """
+        known = self._added.get(id(schema))
+        if known is not None and known[1] is schema:
+            return known[0]
+        name = full_name(schema)
+        if self._schemas.get(name) == schema:
+            self._added[id(schema)] = name, schema
+            return name
+        if name in self._schemas:
+            raise InvalidSchema(f"{name} is known with another schema; give one of the two another name")
+        try:
+            parsed = fastavro.parse_schema(json.loads(json.dumps(schema)), named_schemas={})
+            check = check_of(schema)
+        except Exception as error:  # fastavro raises whatever a broken schema makes of its parser
+            raise InvalidSchema(f"{name} is no valid Avro schema: {error!r}") from error
+        self._checks[name] = check
+        self._local[name] = parsed
+        self._schemas[name] = dict(schema)
+        self._added[id(schema)] = name, schema
+        # What was met before it was known here is resolved to it from now on.
+        self._writers.clear()
+        return name
+
+    def prepare(self, name: str) -> None:
+        """Ask for the schema's id now, so that ``encode`` needs no registry. Raises RegistryUnavailable, WrongShape."""
+        self._known(name)
+        if name not in self._headers:
+            self._header(name)
 
     def encode(self, name: str, record: Mapping[str, Any]) -> bytes:
         """Return ``record`` as the value of a Kafka record.
 
         Args:
-            name: full name of a schema of this package, as ``fluxora.StepReplied``.
+            name: full name of a schema of this package, as ``fluxora.StepReplied``, or of one that was added.
 
         Raises:
             WrongShape: the record does not fit; the message names the field.
             RegistryUnavailable: the schema's id is not cached and the registry does not answer.
         """
-        schema = self._local.get(name)
-        if schema is None:
-            raise WrongShape(f"there is no schema {name!r}; there are {', '.join(sorted(self._local))}")
+        schema = self._known(name)
+        check = self._checks.get(name)
+        if check is not None and (problem := check(record)) is not None:
+            raise WrongShape(f"{name}{problem[0]} {problem[1]}")
         header = self._headers.get(name) or self._header(name)
         body = io.BytesIO()
         body.write(header)
@@ -90,41 +131,27 @@ class Codec:
             raise UndecodableRecord(f"schema id {schema_id} is not a record")
         return name, record
 
+    def _known(self, name: str) -> ParsedSchema:
+        schema = self._local.get(name)
+        if schema is None:
+            raise WrongShape(f"there is no schema {name!r}; there are {', '.join(sorted(self._local))}")
+        return schema
+
     def _header(self, name: str) -> bytes:
-        try:
-            found = self._client.lookup_schema(name, Schema(json.dumps(SCHEMAS[name]), "AVRO"))
-        except SchemaRegistryError as error:
-            if error.http_status_code == 404:
-                raise RegistryUnavailable(
-                    f"the registry does not have this version of {name}; run `fluxora init` to register it"
-                ) from error
-            raise RegistryUnavailable(f"asking the registry for the id of {name}: {error}") from error
-        except httpx2.HTTPError as error:
-            raise RegistryUnavailable(f"asking the registry for the id of {name}: {error!r}") from error
-        if found.schema_id is None:
-            raise RegistryUnavailable(f"the registry gave no id for {name}")
-        self._headers[name] = _HEADER.pack(0, found.schema_id)
+        self._headers[name] = _HEADER.pack(0, self._registry.id_of(name, json.dumps(self._schemas[name])))
         return self._headers[name]
 
     def _writer(self, schema_id: int) -> tuple[str, ParsedSchema, ParsedSchema | None]:
-        try:
-            found = self._client.get_schema(schema_id)
-            text = found.schema_str or ""
-        except SchemaRegistryError as error:
-            if error.http_status_code == 404:
-                raise UndecodableRecord(f"the registry knows no schema with id {schema_id}") from error
-            raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error}") from error
-        except httpx2.HTTPError as error:
-            raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error!r}") from error
+        text = self._registry.schema_of(schema_id)
         try:
             raw = json.loads(text)
             writer = fastavro.parse_schema(raw, named_schemas={})
-            name = f"{raw['namespace']}.{raw['name']}" if raw.get("namespace") else str(raw["name"])
+            name = full_name(raw)
         except Exception as error:
             raise UndecodableRecord(f"schema id {schema_id} is not an Avro record: {error!r}") from error
         local = self._local.get(name)
         # Resolution costs time on every record; it is only needed when the versions differ.
-        reader = local if local is not None and raw != SCHEMAS.get(name) else None
+        reader = local if local is not None and raw != self._schemas.get(name) else None
         self._writers[schema_id] = (name, writer, reader)
         return self._writers[schema_id]
 

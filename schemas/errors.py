@@ -4,6 +4,7 @@
 
     FluxoraError
     ├── WrongShape           the caller's record does not fit its schema
+    ├── InvalidSchema        a type of the user's is no Avro record, or its name is taken
     ├── IncompatibleSchema   a schema would break its readers
     ├── UndecodableRecord    bytes from a topic are not what they should be
     ├── RegistryUnavailable  the schema registry does not answer; nothing was written
@@ -29,6 +30,10 @@ class FluxoraError(Exception):
 
 class WrongShape(FluxoraError):
     """A record does not fit its Avro schema. The message names the field. Nothing was written."""
+
+
+class InvalidSchema(FluxoraError):
+    """A type of the user's cannot be an Avro record, or its name is taken. The message names the field."""
 
 
 class IncompatibleSchema(FluxoraError):

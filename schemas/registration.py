@@ -1,6 +1,8 @@
 """Registration of the platform's schemas, with compatibility enforced."""
 
 import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
@@ -8,9 +10,19 @@ import httpx2
 from confluent_kafka.schema_registry import Schema, SchemaRegistryClient
 from confluent_kafka.schema_registry.error import SchemaRegistryError
 
-from schemas.errors import IncompatibleSchema, RegistryUnavailable
+from schemas.errors import IncompatibleSchema, InvalidSchema, RegistryUnavailable
+from schemas.registry import REGISTRY_TIMEOUT_S
 
 COMPATIBILITY = "BACKWARD"
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The newest version of a subject."""
+
+    subject: str
+    version: int
+    schema_id: int
 
 
 def _load() -> dict[str, dict[str, Any]]:
@@ -27,7 +39,15 @@ def _load() -> dict[str, dict[str, Any]]:
 SCHEMAS: dict[str, dict[str, Any]] = _load()
 
 
-def register(client: SchemaRegistryClient, subject: str, schema: dict[str, Any]) -> int:
+def full_name(schema: Any) -> str:
+    """Return the full name of an Avro record's schema, which is its subject. Raises InvalidSchema if it is none."""
+    if not isinstance(schema, Mapping) or schema.get("type") != "record" or not isinstance(schema.get("name"), str):
+        raise InvalidSchema('a schema must be an Avro record: {"type": "record", "name": …, "fields": […]}')
+    name, namespace = schema["name"], schema.get("namespace")
+    return name if "." in name or not namespace else f"{namespace}.{name}"
+
+
+def register(client: SchemaRegistryClient, subject: str, schema: Mapping[str, Any]) -> int:
     """Register ``schema`` under ``subject`` and return its id.
 
     BACKWARD compatibility is set on the subject *before* the schema is offered, because Apicurio enforces
@@ -51,6 +71,31 @@ def register(client: SchemaRegistryClient, subject: str, schema: dict[str, Any])
         raise RegistryUnavailable(f"registering {subject}: {error}") from error
     except httpx2.HTTPError as error:
         raise RegistryUnavailable(f"registering {subject}: {error}") from error
+
+
+def register_types(registry_url: str, types: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    """Register users' record types, each under its full name; returns their ids by subject.
+
+    Raises:
+        InvalidSchema: no Avro record, or the name of one of the platform's.
+        IncompatibleSchema, RegistryUnavailable: as ``register``.
+    """
+    subjects = {full_name(schema): schema for schema in types}
+    for subject in subjects:
+        if subject in SCHEMAS:
+            raise InvalidSchema(f"{subject} is the platform's own; choose another namespace")
+    with SchemaRegistryClient({"url": registry_url, "timeout": REGISTRY_TIMEOUT_S}) as client:
+        return {subject: register(client, subject, schema) for subject, schema in subjects.items()}
+
+
+def registered(registry_url: str) -> list[Registered]:
+    """Return the newest version of every subject, by name. Raises RegistryUnavailable."""
+    try:
+        with SchemaRegistryClient({"url": registry_url, "timeout": REGISTRY_TIMEOUT_S}) as client:
+            newest = [client.get_latest_version(subject) for subject in sorted(client.get_subjects())]
+    except (SchemaRegistryError, httpx2.HTTPError) as error:
+        raise RegistryUnavailable(f"listing the registry's schemas: {error!r}") from error
+    return [Registered(one.subject or "", one.version or 0, one.schema_id or 0) for one in newest]
 
 
 def register_all(registry_url: str) -> dict[str, int]:

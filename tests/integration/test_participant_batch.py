@@ -13,7 +13,8 @@ from sqlalchemy import Connection, Engine, create_engine, text
 
 from participant import Command, Operation, Refused, ResourceManager, Service
 from participant.arrays import bytea_array, text_array, uuid_array
-from participant.batch import Batch, Retry
+from participant.batch import Batch
+from participant.local_transaction import Retry
 from participant.settings import sqlalchemy_url
 from schemas import Codec
 from tests.integration.fix_participant import (
