@@ -19,6 +19,13 @@ _STATE = text("""
 """)
 
 
+#: A failover slot (PostgreSQL 17 and later) is copied to the standbys that ask for it (sync_replication_slots), and so
+#: outlives the primary. Where there is no standby it is like any other.
+_CREATE = "SELECT pg_create_logical_replication_slot(:name, 'pgoutput')"
+_CREATE_FAILOVER = "SELECT pg_create_logical_replication_slot(:name, 'pgoutput', failover => true)"
+_FAILOVER_SINCE = 170_000
+
+
 class SlotConflict(FluxoraError):
     """There is a slot of that name, but it cannot be this database's outbox slot. A person must look."""
 
@@ -79,7 +86,9 @@ def ensure_slot(database_url: str) -> bool:
         connection.execute(text("SELECT pg_advisory_lock(hashtext(:name))"), {"name": name})
         state = slot_state(connection, name)
         if state is None:
-            connection.execute(text("SELECT pg_create_logical_replication_slot(:name, 'pgoutput')"), {"name": name})
+            version = connection.execute(text("SELECT current_setting('server_version_num')::int")).scalar_one()
+            create = _CREATE_FAILOVER if version >= _FAILOVER_SINCE else _CREATE
+            connection.execute(text(create), {"name": name})
             return True
     if state.database != database or state.plugin != "pgoutput":
         raise SlotConflict(

@@ -42,7 +42,9 @@ class SagaWorker:
         self._processor: Processor | None = None
         self._delivered = 0
         self._ready = False
-        self._health = HealthServer(settings.health_port, live=list, ready=self._not_ready_because)
+        self._health = HealthServer(
+            settings.health_port, live=list, ready=self._not_ready_because, host=settings.health_host
+        )
         self.app = faust.App(
             APP_ID,
             broker=f"aiokafka://{settings.kafka_bootstrap_servers}",

@@ -92,7 +92,7 @@ class Clock:
 def main() -> None:
     settings = ProcessorSettings()
     clock = Clock(settings)
-    HealthServer(settings.health_port, live=list, ready=list).start()
+    HealthServer(settings.health_port, live=list, ready=list, host=settings.health_host).start()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: clock.stop())
     clock.run()

@@ -24,6 +24,8 @@ class ProcessorSettings(BaseSettings):
     instance: str = "saga-processor-1"
     #: /health, /ready and /metrics; 0 = any free port.
     health_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    #: Address of that port; 0.0.0.0 in a container, where probes come from outside.
+    health_host: str = "127.0.0.1"
     #: Inputs folded in one database transaction, at most.
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
     #: Inputs taken from Faust that wait for the batch before them.
