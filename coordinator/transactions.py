@@ -36,11 +36,12 @@ from coordinator.transaction_views import DECIDED, TransactionRow, names, summar
 from coordinator.waiting import Waiting
 from saga_processors.machine import Request as What
 from saga_processors.transaction import TransactionState
+from schemas import RegistryUnavailable
 from web import cursor, durations
 from web import openapi as web_openapi
 from web.content import answer, check_content, parse, read, responds_async, traceparent
 from web.idempotency import digest, idempotency_key, reused
-from web.problems import Conflict, Malformed
+from web.problems import Conflict, Malformed, Problem
 
 #: The states in which what was asked for has run its course, or has been decided otherwise.
 _SETTLED: dict[What, frozenset[TransactionState]] = {
@@ -83,17 +84,19 @@ class Transactions:
         """
         key = idempotency_key(request.headers.getlist("idempotency-key"))
         wanted, plain = await read(request, TransactionRequest)
-        new = await self._submissions.make(wanted, traceparent(request.headers.get("traceparent")))
         digested = None if key is None else digest("POST /transactions", plain)
+        created = None
         try:
-            created = await self._creation.create(new, key, digested, own_id=wanted.transaction_id is not None)
-        except TransactionExists as error:
-            states = await self._store.states([new.transaction_id])
-            state = states.get(new.transaction_id, "unknown")
-            raise Conflict(
-                f"There is a transaction {new.transaction_id} already; its state is {state}. Nothing was written.",
-                state,
-            ) from error
+            new = await self._submissions.make(wanted, traceparent(request.headers.get("traceparent")))
+        except (Problem, RegistryUnavailable):
+            # A replay is answered as the first was, also when its participants cannot be found just now (as in sagas).
+            if key is None or (created := await self._creation.holder(key)) is None:
+                raise
+        if created is None:
+            try:
+                created = await self._creation.create(new, key, digested, own_id=wanted.transaction_id is not None)
+            except TransactionExists as error:
+                raise await self._conflict(new.transaction_id) from error
         headers = {"Location": _path(created.transaction_id)}
         if created.holder is None:
             self._metrics.transactions_created.inc()
@@ -219,6 +222,12 @@ class Transactions:
             left = max(0.0, until - asyncio.get_running_loop().time())
             found = await self._waiting.until(woken, left, request.receive)
         return found or (await self._store.states([transaction_id])).get(transaction_id)
+
+    async def _conflict(self, transaction_id: UUID) -> Problem:
+        state = (await self._store.states([transaction_id])).get(transaction_id, "unknown")
+        return Conflict(
+            f"There is a transaction {transaction_id} already; its state is {state}. Nothing was written.", state
+        )
 
     async def _accepted(self, request: Request, transaction_id: UUID) -> Response:
         states = await self._store.states([transaction_id])

@@ -231,6 +231,12 @@ def _check_step(where: str, step: StepDefinition) -> None:
             )
         _check_endpoint(f"{where}.compensation_endpoint", step.compensation_endpoint)
     _check_json(f"{where}.payload", step.payload)
+    if (size := len(step.payload.encode())) > reference.MAX_PAYLOAD_BYTES:
+        raise InvalidDefinition(
+            f"{where}.payload",
+            f"is at most {reference.MAX_PAYLOAD_BYTES} bytes; this one is {size}. Send large data another way and put "
+            "a reference to it into the payload",
+        )
     retry = step.retry
     if not 1 <= retry.max_attempts <= MAX_ATTEMPTS:
         raise InvalidDefinition(f"{where}.retry.max_attempts", f"is between 1 and {MAX_ATTEMPTS}")

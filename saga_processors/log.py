@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import structlog
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer, TopicCollection, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec  # type: ignore[attr-defined]
+from prometheus_client import Counter
 
 from saga_processors.partition import Halted, Record
 from saga_processors.records import KafkaRecord
@@ -19,7 +20,12 @@ _READ_TIMEOUT_S = 30.0
 #: step's payload and its result, which are each limited to less than half of it where they come in.
 MAX_RECORD_BYTES = 2 * 1024 * 1024
 
+#: The brokers will never make a topic of this name.
+_IMPOSSIBLE = (KafkaError.TOPIC_EXCEPTION, KafkaError.POLICY_VIOLATION)
+
 log = structlog.get_logger()
+
+UNDELIVERABLE = Counter("fluxora_effects_undeliverable_total", "Commands whose topic the brokers refuse to make")
 
 
 class InputLog:
@@ -164,9 +170,12 @@ class Publisher:
             await asyncio.to_thread(self._publish, records)
 
     def _publish(self, records: Sequence[KafkaRecord]) -> None:
-        for topic in {record.topic for record in records} - self._known:
-            self._ensure(topic)
+        needed = {record.topic for record in records} - self._known
+        impossible = {topic for topic in needed if not self._ensure(topic)}
         for record in records:
+            if record.topic in impossible:
+                UNDELIVERABLE.inc()
+                continue
             while True:
                 try:
                     self._producer.produce(
@@ -182,11 +191,13 @@ class Publisher:
                 f"{len(self._failed)} failed: {self._failed[:3]}"
             )
 
-    def _ensure(self, topic: str) -> None:
-        """Make ``topic`` if it is missing.
+    def _ensure(self, topic: str) -> bool:
+        """Make ``topic`` if it is missing; return whether it can be there at all.
 
         A saga that a service started through its outbox may name a service that is not there (yet). Its commands
-        wait in the topic; without one the batch could not leave, nor any batch after it.
+        wait in the topic; without one the batch could not leave, nor any batch after it. For the same reason a command
+        whose topic the brokers refuse to make (``a_b.commands`` beside ``a.b.commands``: their metrics could not tell
+        them apart) is left out: no service can read it, and its timer tells the machine that nobody answers.
         """
         if topic not in self._admin.list_topics(timeout=self._timeout_s).topics:
             log.warning("the topic is missing; making it", topic=topic)
@@ -194,9 +205,14 @@ class Publisher:
             try:
                 self._admin.create_topics([new])[topic].result(self._timeout_s)
             except KafkaException as error:
-                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                code = error.args[0].code()
+                if code in _IMPOSSIBLE and topic.endswith(".commands"):
+                    log.error("the brokers refuse this topic; its commands are left out", topic=topic, error=str(error))
+                    return False
+                if code != KafkaError.TOPIC_ALREADY_EXISTS:
                     raise
         self._known.add(topic)
+        return True
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:

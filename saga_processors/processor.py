@@ -443,8 +443,9 @@ def _note(id: str, before: Machine | None, after: Machine, write: BatchWrite) ->
 
 
 def _describe(error: Exception) -> str:
-    """One line for people; of bounded length, and without NUL, which PostgreSQL's text cannot hold."""
-    return f"{error.__class__.__name__}: {error}".replace("\0", "\\0")[:_REASON_LIMIT]
+    """For people; of bounded length, and without what PostgreSQL's text cannot hold: NUL, and half a surrogate pair."""
+    told = f"{error.__class__.__name__}: {error}"[:_REASON_LIMIT]
+    return told.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _dead_letter(record: Record, problem: str) -> KafkaRecord:

@@ -60,7 +60,7 @@ class Unresolved(ValueError):
 class Reference:
     #: Its place in the payload, as ``.items[0].id``.
     where: str
-    #: As it was written.
+    #: As it was written, for people.
     text: str
     #: Position of the step whose result it reads; ``None`` = the saga's input.
     step: int | None
@@ -197,7 +197,7 @@ def _take_apart(value: Any, where: str, steps: Mapping[str, int], parts: list[st
         mark = "{"
         for key, item in value.items():
             parts.append(f"{mark}{_write(key)}:")
-            _take_apart(item, f"{where}.{key[:100]}", steps, parts)
+            _take_apart(item, f"{where}.{_shown(key[:100])}", steps, parts)
             mark = ","
         parts.append("}" if value else "{}")
     elif isinstance(value, list):
@@ -240,7 +240,7 @@ def _reference(value: dict[str, Any], where: str, steps: Mapping[str, int]) -> R
         raise InvalidReference(where, f"has a {_DEFAULT!r} that JSON can carry ({error})") from error
     source, *path = text.split(".")
     if source == "input":
-        return Reference(where, text, None, tuple(path), default)
+        return Reference(where, _shown(text), None, tuple(path), default)
     # The names of steps may have dots in them.
     ends = [i for i, key in enumerate(path) if key == "result" and ".".join(path[:i]) in steps]
     if source != "steps" or not ends:
@@ -249,7 +249,13 @@ def _reference(value: dict[str, Any], where: str, steps: Mapping[str, int]) -> R
         )
     if len(ends) > 1:
         raise InvalidReference(where, f"means one step; {text[:120]!r} can be read in {len(ends)} ways: rename one")
-    return Reference(where, text, steps[".".join(path[: ends[0]])], tuple(path[ends[0] + 1 :]), default)
+    return Reference(where, _shown(text), steps[".".join(path[: ends[0]])], tuple(path[ends[0] + 1 :]), default)
+
+
+def _shown(text: str) -> str:
+    """The author's own words as they may stand in a reason, which becomes an Avro string and PostgreSQL's text: neither
+    holds half a surrogate pair (``\\ud800`` in JSON), and the latter no NUL."""
+    return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _depth(text: str) -> int:

@@ -301,7 +301,7 @@ class Store:
             "%s::json[], %s::json[], %s::bool[], %s::bool[], %s::timestamptz[], %s::timestamptz[], %s::timestamptz[]) "
             "v (id, kind, name, state, services, partition, version, definition, progress, attention, parked, "
             "deadline, created_at, updated_at) "
-            "ON CONFLICT (id) DO UPDATE SET name = excluded.name, state = excluded.state, "
+            "ON CONFLICT (id) DO UPDATE SET kind = excluded.kind, name = excluded.name, state = excluded.state, "
             "services = excluded.services, partition = excluded.partition, version = excluded.version, "
             "definition = excluded.definition, progress = excluded.progress, "
             "needs_attention = excluded.needs_attention, parked = excluded.parked, "

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
+from participant.command import REASON_LIMIT
 from saga_processors import endpoint
 from saga_processors.machine import Request
 from saga_processors.records import EVENTS_TOPIC, HTTP_COMMANDS_TOPIC, KafkaRecord, command_id, kafka_record
@@ -84,13 +85,17 @@ def request_from_record(request: Request, record: Mapping[str, Any]) -> Particip
 
 
 def reply_from_record(record: Mapping[str, Any]) -> ParticipantReplied:
-    """Build the input from a ``fluxora.ParticipantReplied`` record."""
+    """Build the input from a ``fluxora.ParticipantReplied`` record.
+
+    Our participants and the relay keep the limit of a reason; anybody else's is cut, because it goes into events.
+    """
+    reason = record["reason"]
     return ParticipantReplied(
         participant=record["participant"],
         operation=Operation(record["operation"]),
         attempt=record["attempt"],
         outcome=Outcome(record["outcome"]),
-        reason=record["reason"],
+        reason=None if reason is None else reason[:REASON_LIMIT],
     )
 
 

@@ -6,11 +6,11 @@ All times are integer milliseconds; payloads are kept as JSON text.
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NoReturn
 
 from saga_processors import endpoint
 from saga_processors.backoff import wait_ms
 from saga_processors.definition import MAX_TIMEOUT_MS, MIN_TIMEOUT_MS, NAME, TRACEPARENT, InvalidDefinition
+from saga_processors.reference import MAX_PAYLOAD_BYTES, read
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,24 +150,24 @@ def _check_service_url(where: str, url: str) -> None:
 
 
 def _check_payload(where: str, text: str) -> None:
-    if not isinstance(_parse(where, text), dict):
+    payload, size = _parse(where, text)
+    if not isinstance(payload, dict):
         raise InvalidDefinition(where, "is a JSON object: it is merged with the transaction_id")
+    if size > MAX_PAYLOAD_BYTES:
+        raise InvalidDefinition(
+            where,
+            f"is at most {MAX_PAYLOAD_BYTES} bytes as it is sent, in ASCII and with numbers written out; this one is "
+            f"{size}. Send large data another way and put a reference to it into the payload",
+        )
 
 
-def _parse(where: str, text: str) -> object:
-    """Parse strictly: what passes here can be written as JSON again, in every language."""
+def _parse(where: str, text: str) -> tuple[object, int]:
+    """Return the value, and its bytes when it is written as calls carry it (``transaction_codec``).
+
+    Strictly: what passes here can be written as JSON again, in every language.
+    """
     try:
-        return json.loads(text, parse_constant=_no_number, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
+        value = read(text)
+        return value, len(json.dumps(value, allow_nan=False))
+    except ValueError as error:
         raise InvalidDefinition(where, f"is JSON text: {error}") from error
-
-
-def _no_number(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if abs(value) == float("inf"):
-        raise ValueError(f"{text[:40]} is out of range")
-    return value

@@ -417,6 +417,27 @@ def asked(platform: Platform, sent: Sent) -> list[tuple[str, dict[str, Any]]]:
     return [(record.topic, platform.codec.decode(record.value)[1]) for record in records]
 
 
+def test_an_id_that_rest_gave_to_another_kind_is_of_the_kind_that_was_folded(platform: Platform, database: str) -> None:
+    """Otherwise whoever reads the row next takes a two-phase commit for a saga, and ends, again and again."""
+    inputs = Inputs(platform)
+    with psycopg.connect(database, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO transactions (id, kind, name, state, services, version, definition, created_at, updated_at) "
+            "VALUES (%s, 'saga', 'order', 'STARTED', '{}', 0, '{}', now(), now())",
+            (inputs.id,),
+        )
+    first = inputs.started(over_kafka("alpha"))
+
+    async def begin(processor: Processor, sent: Sent) -> None:
+        await processor.handle([first])
+
+    async def go_on(processor: Processor, sent: Sent) -> None:
+        await processor.handle([inputs.request("PREPARE")])
+
+    run(platform, database, begin, go_on)
+    assert rows(database, "SELECT kind, state FROM transactions") == [("transaction", "PREPARING")]
+
+
 def test_a_two_phase_commit_goes_through_the_same_loop(platform: Platform, database: str) -> None:
     inputs = Inputs(platform)
     request_id = str(uuid.uuid4())
