@@ -292,6 +292,15 @@ def test_a_database_that_is_closed_for_a_while_is_waited_for(
     assert bodies(found) == sorted(message.payload for message in sent)
 
 
+def test_the_slot_is_one_that_standbys_copy(service: Service) -> None:
+    service.register()
+    with service.engine.connect() as connection:
+        found = connection.execute(
+            text("SELECT active, failover FROM pg_replication_slots WHERE slot_name = :name"), {"name": service.name}
+        ).one()
+    assert tuple(found) == (True, True)
+
+
 def test_an_equal_configuration_is_not_sent_again(service: Service) -> None:
     service.register()
     assert not service.connect.put(service.name, configuration(service.url))
