@@ -294,6 +294,24 @@ def test_batches_pause_resume_lag_and_two_groups_in_one_database(shop: Shop, mon
     assert max(sizes) > 1
 
 
+def test_a_database_that_goes_away_in_a_batch_costs_no_try_and_no_event(shop: Shop) -> None:
+    consumer = Consumer("billing", group=shop.group, attempts=1, settings=shop.settings())
+    left = [3]
+
+    @consumer.on(shop.type)
+    def see(connection: Connection, event: Event) -> None:
+        connection.execute(text("INSERT INTO seen (number) VALUES (:n)"), {"n": event.data.number})
+        if event.data.number == 25 and left[0]:
+            left[0] -= 1
+            connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+    for number in range(50):
+        shop.send(order(number))
+    with Running(consumer):
+        assert shop.await_seen(50) == Counter(dict.fromkeys(range(50), 1))
+    assert left == [0]
+
+
 def test_a_registry_that_is_down_and_a_schema_that_breaks_its_readers(shop: Shop) -> None:
     down = Codec("http://127.0.0.1:1")
     with shop.engine.begin() as connection, pytest.raises(RegistryUnavailable):
