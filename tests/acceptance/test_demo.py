@@ -26,7 +26,7 @@ def test_the_demo_shows_transactions_and_leaves_nothing(tmp_path: Path) -> None:
     assert ended.stdout.count("COMPLETED") == 2
     assert "41.40 EUR is over the credit limit" in ended.stdout
     assert "30.00: transaction" in ended.stdout
-    assert "prepare: 200 PREPARED, commit: 200 COMMIT" in ended.stdout
+    assert "(prepare → PREPARED, commit → COMMIT" in ended.stdout
     assert "bob has less than 15000 cents" in ended.stdout
     assert re.search(r"both +│ +all +│ +400.00 +│ +400.00", ended.stdout)
     assert "kcat -b" in ended.stdout
