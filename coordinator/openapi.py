@@ -30,9 +30,9 @@ _EXAMPLES: Mapping[int, Mapping[str, Any]] = {
 
 CREATE = openapi.creates(SagaRequest)
 REGISTER = openapi.body(DefinitionRequest)
-CANCEL = openapi.creates(CancelRequest, required=False)
-RETRY = openapi.creates(RetryNowRequest, required=False)
-SKIP = openapi.creates(SkipRequest)
+CANCEL = openapi.asks(CancelRequest)
+RETRY = openapi.asks(RetryNowRequest)
+SKIP = openapi.asks(SkipRequest, required=True)
 #: Bodies that routes read themselves.
 REQUESTS = (SagaRequest, DefinitionRequest, CancelRequest, RetryNowRequest, SkipRequest)
 answers = partial(openapi.answers, _EXAMPLES)

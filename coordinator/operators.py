@@ -68,7 +68,7 @@ def router(operators: Operators) -> APIRouter:
             operation_id=f"{verb}Saga",
             summary=summary,
             responses=openapi.answers(SagaView, 200, 404, 408, 409, 413, 415, 422, 503)
-            | {202: {"model": SagaView, "description": "Asked for, and not decided yet; the saga as it stands."}},
+            | openapi.answers(SagaView, 202, headers=("Location", "Preference-Applied")),
             openapi_extra=extra,
         )
     return routes

@@ -31,19 +31,6 @@ answers = partial(openapi.answers, _EXAMPLES)
 
 #: Bodies that routes read themselves.
 REQUESTS = (TransactionRequest, ParticipantRequest, VerbRequest)
-_PREFER = {
-    "name": "Prefer",
-    "in": "header",
-    "required": False,
-    "description": "`respond-async`: do not wait for the decision, answer 202 as soon as the request is durable.",
-    "schema": {"type": "string"},
-}
-
-
-def asks(model: type[Any], *, required: bool = False) -> dict[str, Any]:
-    """The ``openapi_extra`` of a route that asks the machine for something."""
-    extra = openapi.creates(model, required=required)
-    return extra | {"parameters": [*extra["parameters"], _PREFER]}
 
 
 def accepted() -> dict[int | str, dict[str, Any]]:

@@ -300,7 +300,7 @@ def router(transactions: Transactions) -> APIRouter:
         summary="Add a participant",
         responses=transaction_openapi.accepted()
         | transaction_openapi.answers(ParticipantAdded, 201, 404, 408, 409, 413, 415, 422, 503, headers=("Location",)),
-        openapi_extra=transaction_openapi.asks(ParticipantRequest, required=True),
+        openapi_extra=web_openapi.asks(ParticipantRequest, required=True),
     )
     verbs: list[tuple[str, Callable[..., Any], str]] = [
         ("prepare", transactions.prepare, "Collect the votes"),
@@ -316,6 +316,6 @@ def router(transactions: Transactions) -> APIRouter:
             summary=says,
             responses=transaction_openapi.accepted()
             | transaction_openapi.answers(VerbAnswer, 200, 404, 408, 409, 413, 415, 422, 503),
-            openapi_extra=transaction_openapi.asks(VerbRequest),
+            openapi_extra=web_openapi.asks(VerbRequest),
         )
     return routes

@@ -44,10 +44,24 @@ _HEADERS = [
     },
 ]
 
+_PREFER = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`respond-async`: do not wait for the decision, answer 202 as soon as the request is durable.",
+    "schema": {"type": "string"},
+}
+
 
 def creates(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
     """The ``openapi_extra`` of a route that creates something, once for a key, from a body it reads itself."""
     return {**body(model, required=required), "parameters": _HEADERS}
+
+
+def asks(model: type[BaseModel], *, required: bool = False) -> dict[str, Any]:
+    """The ``openapi_extra`` of a route that asks a transaction for something, and waits for the decision."""
+    extra = creates(model, required=required)
+    return extra | {"parameters": [*extra["parameters"], _PREFER]}
 
 
 def body(model: type[BaseModel], *, required: bool = True) -> dict[str, Any]:
