@@ -5,6 +5,7 @@ from typing import cast
 import pytest
 from confluent_kafka import Message
 
+from fluxora import dead_letters
 from fluxora.dead_letters import CannotRedrive, Letter, redrive
 
 
@@ -14,6 +15,48 @@ class Record:
 
     def topic(self) -> str:
         return self._topic
+
+    def key(self) -> bytes:
+        return b"k"
+
+    def value(self) -> bytes:
+        return b"v"
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return []
+
+
+class FullProducer:
+    """librdkafka's queue takes one record until it is polled with a wait."""
+
+    def __init__(self, settings: object) -> None:
+        self.waiting = 0
+        self.sent = 0
+
+    def produce(self, *record: object, **more: object) -> None:
+        if self.waiting:
+            raise BufferError("Local: Queue full")
+        self.waiting = 1
+
+    def poll(self, seconds: float) -> None:
+        if seconds:
+            self.sent, self.waiting = self.sent + self.waiting, 0
+
+    def flush(self, seconds: float) -> int:
+        self.poll(seconds)
+        return 0
+
+
+def test_a_full_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[FullProducer] = []
+
+    def make(settings: object) -> FullProducer:
+        made.append(FullProducer(settings))
+        return made[-1]
+
+    monkeypatch.setattr(dead_letters, "Producer", make)
+    redrive("127.0.0.1:9", [letter("billing.commands.dlq", "billing.commands")] * 3)
+    assert made[0].sent == 3
 
 
 def letter(topic: str, from_topic: str | None) -> tuple[Letter, Message]:
