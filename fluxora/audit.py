@@ -316,13 +316,18 @@ def _publish(connection: Connection[TupleRow], bootstrap_servers: str, ids: list
         (ids,),
     )
     for id, key, type, payload, topic, source, traceparent, content_type, specversion, micros in rows:
-        producer.produce(
-            topic,
-            payload,
-            key,
-            headers=event_headers(id, type, source, traceparent, content_type, specversion, micros),
-            on_delivery=delivered,
-        )
+        while True:
+            try:
+                producer.produce(
+                    topic,
+                    payload,
+                    key,
+                    headers=event_headers(id, type, source, traceparent, content_type, specversion, micros),
+                    on_delivery=delivered,
+                )
+                break
+            except BufferError:  # full until the brokers have acknowledged, or refused, some
+                producer.poll(0.1)
         producer.poll(0)
     left = producer.flush(_FLUSH_S)
     if failed or left:

@@ -14,6 +14,7 @@ from confluent_kafka.admin import AdminClient
 from uuid_utils.compat import uuid7
 
 from fluxora.topic_reader import Range, TopicReader, as_bytes, headers_of
+from outbox_relay.messages.names import DEAD_LETTERS as MESSAGES
 from schemas import FluxoraError
 
 SUFFIX = ".dlq"
@@ -117,9 +118,16 @@ def redrive(bootstrap_servers: str, found: Sequence[tuple[Letter, Message]]) -> 
     """Send the records of the letters back to their topics, in order; returns the redrive's id.
 
     Raises:
-        CannotRedrive: a letter does not say where it came from (nothing was sent), or a broker refuses.
+        CannotRedrive: a letter does not say where it came from, or is a message's (nothing was sent), or a broker
+            refuses.
     """
-    for letter, _ in found:
+    for letter, message in found:
+        if message.topic() == MESSAGES:
+            # They never were in a topic: their services take them over HTTP, and the Outbox Service has their state.
+            raise CannotRedrive(
+                f"{MESSAGES} holds messages of the Outbox Service; nothing was sent. Send them again with "
+                "`fluxora message redeliver`"
+            )
         if letter.from_topic is None:
             raise CannotRedrive(
                 f"the letter at {letter.partition}:{letter.offset} does not say where it came from "
@@ -147,13 +155,18 @@ def redrive(bootstrap_servers: str, found: Sequence[tuple[Letter, Message]]) -> 
             (name, value) for name, value in headers_of(message) if not name.startswith(_ERRORS)
         ]
         assert letter.from_topic is not None
-        producer.produce(
-            letter.from_topic,
-            as_bytes(message.value()),
-            as_bytes(message.key()),
-            headers=[*headers, (REDRIVE_ID, id.encode())],
-            on_delivery=delivered,
-        )
+        while True:
+            try:
+                producer.produce(
+                    letter.from_topic,
+                    as_bytes(message.value()),
+                    as_bytes(message.key()),
+                    headers=[*headers, (REDRIVE_ID, id.encode())],
+                    on_delivery=delivered,
+                )
+                break
+            except BufferError:  # full until the brokers have acknowledged, or refused, some
+                producer.poll(0.1)
         producer.poll(0)
     left = producer.flush(_FLUSH_S)
     if failed or left:

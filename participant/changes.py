@@ -139,7 +139,7 @@ def _change(transaction_id: str, operation: Mapping[str, Any], resources: Mappin
     if name is None and len(resources) == 1:
         (name,) = resources
     if not isinstance(name, str) or name not in resources:
-        there = ", ".join(sorted(resources)) or "none"
+        there = ", ".join(sorted(resources)) or "none; register one with ResourceManager(tables=…) or .resource(…)"
         raise InvalidChange(f"{place}resource", f"must be one of those registered here: {there}")
     resource_id = operation.get("resource_id")
     if isinstance(resource_id, (int, uuid.UUID)) and not isinstance(resource_id, bool):

@@ -83,7 +83,7 @@ class RestClient:
     def __init__(self, base_url: str, user_agent: str, *, timeout_seconds: float, retry_seconds: float) -> None:
         """
         Args:
-            timeout_seconds: of one attempt.
+            timeout_seconds: of one attempt, its answer included.
             retry_seconds: from the first attempt on, how long a call that got no answer is sent again.
         """
         self._base_url = base_url.rstrip("/")
@@ -152,28 +152,50 @@ class RestClient:
         while True:
             least = 0.0
             try:
-                answer = self._http.request(
+                answer = self._attempt(
                     method,
                     self._base_url + path,
+                    self._timeout + hold_seconds,
                     content=content,
                     params=query,
                     headers=headers,
-                    timeout=httpx.Timeout(self._timeout, read=self._timeout + hold_seconds),
                 )
-            except httpx.TransportError as error:
+            except httpx.UnsupportedProtocol as error:
+                raise CallFailed(f"{self._base_url} is no address: {error}") from error
+            except httpx.RequestError as error:
                 failed = Unavailable(f"{self._base_url} does not answer: {error or type(error).__name__}")
             except httpx.InvalidURL as error:
                 raise CallFailed(f"{self._base_url}{path} is no address: {error}") from error
             else:
-                if answer.status_code not in _PASSING:
+                if answer.status not in _PASSING:
                     return _result(self._base_url, answer)
-                failed = Unavailable(_told(self._base_url, answer), answer.status_code)
+                failed = Unavailable(_told(self._base_url, answer), answer.status)
                 least = _retry_after(answer)
             wait = max(pause * random.uniform(0.5, 1.0), least)
             if time.monotonic() + wait > deadline:
                 raise failed
             time.sleep(wait)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _attempt(self, method: str, url: str, seconds: float, **request: Any) -> "_Answer":
+        """One attempt, its answer read whole; raises httpx's errors.
+
+        httpx limits the wait for each piece, and not for all of them: a body that drips would keep us for ever.
+        """
+        deadline = time.monotonic() + seconds
+        body = bytearray()
+        with self._http.stream(method, url, timeout=httpx.Timeout(self._timeout, read=seconds), **request) as answer:
+            for piece in answer.iter_bytes():
+                body += piece
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout(f"no whole answer within {seconds:g} s")
+        return _Answer(answer.status_code, bytes(body), answer.headers.get("retry-after"))
+
+
+class _Answer(NamedTuple):
+    status: int
+    content: bytes
+    retry_after: str | None
 
 
 def _json(body: Any) -> bytes:
@@ -183,29 +205,27 @@ def _json(body: Any) -> bytes:
         raise Invalid(f"the request cannot be written as JSON: {error}", 422, (("body", str(error)),)) from error
 
 
-def _result(base_url: str, answer: httpx.Response) -> Reply:
-    if answer.is_success:
+def _result(base_url: str, answer: _Answer) -> Reply:
+    if 200 <= answer.status < 300:
         try:
-            return Reply(answer.status_code, orjson.loads(answer.content))
+            return Reply(answer.status, orjson.loads(answer.content))
         except orjson.JSONDecodeError as error:
             raise CallFailed(
-                f"{base_url} answered HTTP {answer.status_code} without JSON; is it the right address?",
-                answer.status_code,
+                f"{base_url} answered HTTP {answer.status} without JSON; is it the right address?", answer.status
             ) from error
     told = _told(base_url, answer)
-    match answer.status_code:
+    match answer.status:
         case 404:
             raise NotFound(told, 404)
         case 409:
             raise Conflict(told, 409, _problem(answer).get("state"))
         case 413 | 422:
-            errors = _problem(answer).get("errors") or ()
-            raise Invalid(told, answer.status_code, tuple((e["field"], e["rule"]) for e in errors))
+            raise Invalid(told, answer.status, _errors(answer))
         case _:
-            raise CallFailed(told, answer.status_code)
+            raise CallFailed(told, answer.status)
 
 
-def _problem(answer: httpx.Response) -> Mapping[str, Any]:
+def _problem(answer: _Answer) -> Mapping[str, Any]:
     """RFC 9457, if it is one."""
     try:
         document = orjson.loads(answer.content)
@@ -214,18 +234,25 @@ def _problem(answer: httpx.Response) -> Mapping[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _told(base_url: str, answer: httpx.Response) -> str:
+def _errors(answer: _Answer) -> tuple[tuple[str, str], ...]:
+    """(field, rule) of each, as our services tell them; a proxy in between may tell something else."""
+    told = _problem(answer).get("errors")
+    errors = [error for error in told if isinstance(error, dict)] if isinstance(told, list) else []
+    return tuple((str(error["field"]), str(error["rule"])) for error in errors if {"field", "rule"} <= error.keys())
+
+
+def _told(base_url: str, answer: _Answer) -> str:
     problem = _problem(answer)
     if "detail" not in problem:
-        return f"{base_url} answered HTTP {answer.status_code}"
-    errors = [f"{error['field']}: {error['rule']}" for error in problem.get("errors") or ()]
+        return f"{base_url} answered HTTP {answer.status}"
+    errors = [f"{field}: {rule}" for field, rule in _errors(answer)]
     # With errors, the detail tells only the first of them.
-    return f"{problem.get('title', answer.status_code)}: {'; '.join(errors) or problem['detail']}"
+    return f"{problem.get('title', answer.status)}: {'; '.join(errors) or problem['detail']}"
 
 
-def _retry_after(answer: httpx.Response) -> float:
+def _retry_after(answer: _Answer) -> float:
     """Seconds; the form with a date is not used by our services."""
     try:
-        return max(0.0, float(answer.headers.get("retry-after", "0")))
+        return max(0.0, float(answer.retry_after or "0"))
     except ValueError:
         return 0.0

@@ -48,7 +48,7 @@ class Way(StrEnum):
     KAFKA = "KAFKA"
     #: no instance and no topic
     NONE = "NONE"
-    #: the registry cannot say
+    #: the registry, or Kafka, cannot say
     UNSURE = "UNSURE"
 
 
@@ -66,7 +66,10 @@ class Ways:
             # Its topic may be there for commands only: an outage of the registry must not turn messages into it.
             return Way.UNSURE
         except UnknownService:
-            return Way.KAFKA if await self._topics.find(destination) else Way.NONE
+            if await self._topics.find(destination):
+                return Way.KAFKA
+            # A process that starts while Kafka is down knows no topic: that must not use up a message's attempts.
+            return Way.NONE if self._topics.error is None else Way.UNSURE
 
     async def is_kafka(self, destination: str) -> bool:
         """Whether it is surely its topic; does not ask Kafka."""
@@ -180,7 +183,9 @@ class Delivery:
         if way is Way.KAFKA:
             return Settlement(message, Outcome.HANDED), None
         if way is Way.UNSURE:
-            return self._postponed(message, "the service registry cannot say where the destination is"), None
+            return self._postponed(
+                message, "the service registry or Kafka does not answer, so it is not known where this goes"
+            ), None
         if way is Way.NONE:
             return self._failed(
                 message,

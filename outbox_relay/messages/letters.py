@@ -14,7 +14,7 @@ import structlog
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
 from outbox_relay.messages.metrics import Metrics
-from outbox_relay.messages.names import MESSAGES
+from outbox_relay.messages.names import DEAD_LETTERS, MESSAGES
 from outbox_relay.messages.settings import APPLICATION, MessageSettings
 from outbox_relay.messages.store import DEFAULT_TYPE, SOURCE, Store
 from outbox_relay.messages.topics import quiet_logger
@@ -22,8 +22,8 @@ from web.database import DatabaseUnavailable
 
 log = structlog.get_logger()
 
-TOPIC = "fluxora.messages.dlq"
-_BATCH = 100
+#: Their payloads, 960 KiB each at most, are in memory three times: the row, its bytes, the producer's queue.
+_BATCH = 20
 _PAUSE_SECONDS = 1.0
 
 Headers = list[tuple[str, str | bytes | None]]
@@ -54,7 +54,7 @@ class Letters:
                 rows = await self._store.letters(_BATCH)
                 if rows:
                     await asyncio.to_thread(self._produce, rows)
-                    await self._store.letters_left([row["id"] for row in rows])
+                    await self._store.letters_left([(row["id"], row["ended_at"]) for row in rows])
                     self._metrics.letters.inc(len(rows))
                     continue
             except (KafkaException, DatabaseUnavailable) as error:
@@ -86,7 +86,7 @@ class Letters:
 
         for row in rows:
             self._producer.produce(
-                TOPIC,
+                DEAD_LETTERS,
                 key=row["key"] or str(row["id"]),
                 value=row["payload"].encode(),
                 headers=headers_of(row),

@@ -11,5 +11,7 @@ KEY_LIMIT = 255
 #: Ends the name of a destination's topic.
 MESSAGES = ".messages"
 COMMANDS = ".commands"
+#: Where messages that FAILED go.
+DEAD_LETTERS = "fluxora.messages.dlq"
 
-__all__ = ["COMMANDS", "KEY_LIMIT", "MESSAGES", "NAME", "TYPE"]
+__all__ = ["COMMANDS", "DEAD_LETTERS", "KEY_LIMIT", "MESSAGES", "NAME", "TYPE"]

@@ -8,6 +8,8 @@ Each message is a row. What makes two replicas, a crash and a zombie harmless:
   attempt is written ``WHERE claim = …``: after a lease has ended and another has taken the message, a zombie's
   answer changes nothing. A process that dies leaves claims that end by themselves.
 - *Kafka.* A message for a topic is put into ``fluxora.outbox`` in the same transaction that marks it ``handed_at``.
+  Its record can come back before that transaction is visible (DESIGN section 1): whoever confirms it waits for the
+  writer, on the row if there is one, else on the advisory lock of its id.
 """
 
 from collections.abc import Mapping, Sequence
@@ -135,6 +137,9 @@ _TO_OUTBOX = f"""
            convert_to(payload::text, 'UTF8'), routed_to || '{MESSAGES}', '{SOURCE}', traceparent, 'application/json'
 """
 
+# Held by whoever writes a new row for a topic until its commit is visible.
+_WRITER = "hashtextextended(id::text, 8)"
+
 # One statement: the key, the message and its outbox row are there, or none of them. The key comes first: when
 # another request holds it, PostgreSQL waits for that one to commit, `taken` is empty, and nothing is written.
 _CREATE = f"""
@@ -152,7 +157,7 @@ _CREATE = f"""
         FROM given
         RETURNING *
     ), sent AS ({_TO_OUTBOX} FROM written WHERE handed_at IS NOT NULL)
-    SELECT status, due IS NOT NULL AS due FROM written
+    SELECT CASE WHEN handed_at IS NOT NULL THEN pg_advisory_xact_lock({_WRITER}) END FROM written
 """
 _CREATE_PLAIN = _CREATE.format(taken="", from_taken="")
 _CREATE_ONCE = _CREATE.format(
@@ -246,6 +251,24 @@ _REDELIVER = f"""
         ended_at = CASE WHEN %(dropped)s::text IS NOT NULL THEN clock_timestamp() END
     WHERE id = %(id)s AND status = 'FAILED'
 """
+
+_CONFIRM = """
+    UPDATE messages.messages SET status = 'DELIVERED', ended_at = clock_timestamp()
+    WHERE id IN (SELECT id FROM messages.messages WHERE id = ANY(%(ids)s) AND status = 'PENDING'
+                 AND handed_at IS NOT NULL ORDER BY id FOR UPDATE)
+    RETURNING id
+"""
+
+# Whoever is about to mark a row as handed over holds its lock, and whoever makes it so that of its id.
+_WRITERS = (
+    "SELECT id FROM messages.messages WHERE id = ANY(%(ids)s) AND status = 'PENDING' ORDER BY id FOR UPDATE",
+    f"""
+    SELECT pg_advisory_xact_lock_shared(lock) FROM (
+        SELECT DISTINCT {_WRITER} AS lock FROM unnest(%(ids)s::uuid[]) AS wanted (id)
+        WHERE NOT EXISTS (SELECT 1 FROM messages.messages AS message WHERE message.id = wanted.id) ORDER BY 1
+    ) AS locks
+    """,
+)
 
 _SHOWN = (
     "id, destination, routed_to, key, type, status, retry_count, redeliveries, last_error, due, claim, handed_at, "
@@ -368,18 +391,23 @@ class Store:
         return await self._database.run(work)
 
     async def confirm(self, ids: Sequence[UUID]) -> int:
-        """Mark those of the messages as DELIVERED that wait for Kafka; their records are in their topics."""
+        """Mark those of the messages as DELIVERED that wait for Kafka; their records are in their topics.
+
+        Raises:
+            DatabaseUnavailable: also when a writer's commit stays invisible for too long; to be asked again.
+        """
 
         async def work(connection: Connection) -> int:
-            done = await connection.execute(
-                """
-                UPDATE messages.messages SET status = 'DELIVERED', ended_at = clock_timestamp()
-                WHERE id IN (SELECT id FROM messages.messages WHERE id = ANY(%s) AND status = 'PENDING'
-                             AND handed_at IS NOT NULL ORDER BY id FOR UPDATE)
-                """,
-                (list(ids),),
-            )
-            return done.rowcount
+            confirmed = await (await connection.execute(_CONFIRM, {"ids": list(ids)})).fetchall()
+            rest = {"ids": list(set(ids) - {row["id"] for row in confirmed})}
+            if not rest["ids"]:
+                return len(confirmed)
+            # Second copies, records of others, those of pruned messages, and any that has overtaken its row.
+            async with connection.pipeline(), connection.transaction():
+                for statement in _WRITERS:
+                    await connection.execute(statement, rest)
+                late = await connection.execute(_CONFIRM, rest)
+            return len(confirmed) + late.rowcount
 
         return await self._database.run(work)
 
@@ -462,9 +490,20 @@ class Store:
 
         return await self._database.run(work)
 
-    async def letters_left(self, ids: Sequence[UUID]) -> None:
+    async def letters_left(self, letters: Sequence[tuple[UUID, datetime]]) -> None:
+        """The letters of these messages have left, each of the failure at its time: one that was sent again and has
+        FAILED anew meanwhile still owes another."""
+        values = ([id for id, _ in letters], [failed_at for _, failed_at in letters])
+
         async def work(connection: Connection) -> None:
-            await connection.execute("UPDATE messages.messages SET letter_due = false WHERE id = ANY(%s)", (list(ids),))
+            await connection.execute(
+                """
+                UPDATE messages.messages AS message SET letter_due = false
+                FROM unnest(%s::uuid[], %s::timestamptz[]) AS letter (id, failed_at)
+                WHERE message.id = letter.id AND message.ended_at = letter.failed_at
+                """,
+                values,
+            )
 
         await self._database.run(work)
 

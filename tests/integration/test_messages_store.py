@@ -1,0 +1,138 @@
+"""What the Outbox Service's SQL does when two of its transactions meet, on a real PostgreSQL."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from uuid import UUID
+
+import psycopg
+from uuid_utils.compat import uuid7
+
+from outbox_relay.messages.settings import MessageSettings
+from outbox_relay.messages.store import Outcome, Posted, Settlement, Status, Store
+from tests.integration.fix_messages import messages_database
+from web.database import Database
+
+__all__ = ["messages_database"]
+
+#: Seconds between a slow writer's work and its commit.
+SLOW = 1.5
+
+
+def with_store(database_url: str, work: Callable[[Store], Awaitable[None]]) -> None:
+    async def run() -> None:
+        database = Database(
+            MessageSettings(database_url=database_url, kafka_bootstrap_servers="127.0.0.1:9"), "fluxora-test"
+        )
+        await database.open()
+        try:
+            await work(Store(database))
+        finally:
+            await database.close()
+
+    asyncio.run(run())
+
+
+def slow_commits(database_url: str) -> None:
+    """Whoever writes an outbox row commits late: between its commit and others' sight of it, made long enough."""
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(f"""
+            CREATE OR REPLACE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql
+                AS $$ BEGIN PERFORM pg_sleep({SLOW}); RETURN NULL; END $$;
+            CREATE CONSTRAINT TRIGGER slow AFTER INSERT ON fluxora.outbox
+                DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION slow();
+        """)
+
+
+def fast_commits(database_url: str) -> None:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute("DROP TRIGGER slow ON fluxora.outbox")
+
+
+def message(*, by_kafka: bool = False, key: str | None = None) -> Posted:
+    return Posted(uuid7(), "meters", "meters", key, None, b"{}", None, by_kafka=by_kafka)
+
+
+async def status_of(store: Store, id: UUID) -> str:
+    row = await store.read(id)
+    assert row is not None
+    return str(row["status"])
+
+
+def test_a_record_that_overtakes_the_row_of_its_message_confirms_it_all_the_same(messages_database: str) -> None:
+    """Logical decoding shows a commit before other sessions do (DESIGN section 1)."""
+
+    async def work(store: Store) -> None:
+        for key in (None, "a"):
+            posted = message(by_kafka=True, key=key)
+            writing = asyncio.create_task(store.create(posted, None, None))
+            await asyncio.sleep(SLOW / 3)
+            assert not writing.done()
+            assert await store.confirm([posted.id, uuid7()]) == 1
+            await writing
+            assert await status_of(store, posted.id) == Status.DELIVERED
+
+    slow_commits(messages_database)
+    try:
+        with_store(messages_database, work)
+    finally:
+        fast_commits(messages_database)
+
+
+def test_a_record_that_overtakes_the_handing_over_of_its_message_confirms_it_all_the_same(
+    messages_database: str,
+) -> None:
+    async def work(store: Store) -> None:
+        posted = message(key="b")
+        await store.create(posted, None, None)
+        [claimed] = [one for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id]
+        handing = asyncio.create_task(store.settle([Settlement(claimed, Outcome.HANDED)]))
+        await asyncio.sleep(SLOW / 3)
+        assert not handing.done()
+        assert await store.confirm([posted.id]) == 1
+        assert await handing == {posted.id}
+        assert await status_of(store, posted.id) == Status.DELIVERED
+
+    slow_commits(messages_database)
+    try:
+        with_store(messages_database, work)
+    finally:
+        fast_commits(messages_database)
+
+
+def test_records_of_others_and_second_copies_confirm_nothing(messages_database: str) -> None:
+    async def work(store: Store) -> None:
+        posted, waiting = message(by_kafka=True), message(key="c")
+        await store.create(posted, None, None)
+        await store.create(waiting, None, None)
+        assert await store.confirm([posted.id, waiting.id, uuid7()]) == 1
+        assert await store.confirm([posted.id, posted.id]) == 0
+        assert await status_of(store, waiting.id) == Status.PENDING
+
+    with_store(messages_database, work)
+
+
+def test_a_letter_that_left_does_not_stand_for_that_of_a_later_failure(messages_database: str) -> None:
+    async def work(store: Store) -> None:
+        posted = message(key="d")
+        await store.create(posted, None, None)
+
+        async def fail() -> None:
+            claimed = [one for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id]
+            await store.settle([Settlement(one, Outcome.FAILED, "no") for one in claimed])
+
+        async def letters() -> list[tuple[UUID, datetime]]:
+            return [(one["id"], one["ended_at"]) for one in await store.letters(10) if one["id"] == posted.id]
+
+        await fail()
+        first = await letters()
+        # While it is on its way, the message is sent again and fails again.
+        await store.redeliver(posted.id, posted.routed_to, posted.key, None)
+        await fail()
+        await store.letters_left(first)
+        second = await letters()
+        assert second and second != first
+        await store.letters_left(second)
+        assert await letters() == []
+
+    with_store(messages_database, work)
