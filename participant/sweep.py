@@ -17,6 +17,7 @@ anything else, or nothing              nothing, and the round ends: it is asked 
 =====================================  ======================================================================
 """
 
+import math
 import os
 import random
 import time
@@ -170,18 +171,23 @@ class Sweep:
         match answer.status_code:
             case 200:
                 return resolution_of(_object(answer))
-            case 404 if one.age_s >= self._settings.presume_abort_after_s and self._does_not_know(answer):
+            case 404 if one.age_s >= self._settings.presume_abort_after_s and self._does_not_know(one, answer):
                 return Resolution.ABORT
             case 404 | 422:  # 422: an id that is none of the coordinator's
                 return Resolution.WAIT
         raise _NoAnswer(f"{answer.request.url} answered {answer.status_code}")
 
-    def _does_not_know(self, answer: httpx.Response) -> bool:
-        """Tell the coordinator's own 404 from that of a proxy, or of another service at this address."""
+    def _does_not_know(self, one: Undecided, answer: httpx.Response) -> bool:
+        """Whether the transaction never was, by the coordinator that would know.
+
+        Not so for a proxy's 404, nor for that of a coordinator which remembers nothing from before the promise: it is
+        another one, or its database was lost, and the decision with it.
+        """
         problem = answer.headers.get("content-type", "").partition(";")[0] == _PROBLEM
         if not problem or _object(answer).get("type") != _NOT_FOUND:
             return False
-        return self._ask("/transactions?limit=1").status_code == 200
+        older = self._ask(f"/transactions?older_than={math.ceil(one.age_s)}s&limit=1")
+        return older.status_code == 200 and bool(_object(older).get("transactions"))
 
     def _ask(self, path: str) -> httpx.Response:
         try:

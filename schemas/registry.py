@@ -12,6 +12,10 @@ from schemas.errors import RegistryUnavailable, UndecodableRecord
 REGISTRY_TIMEOUT_S = 10
 
 
+#: Statuses that say nothing about what was asked for: who asks, how often, how slowly.
+_NOT_ABOUT_THE_ID = frozenset({401, 403, 407, 408, 429})
+
+
 class Registry(Protocol):
     """What a codec asks. Every answer is for ever: an id never changes its schema."""
 
@@ -63,7 +67,8 @@ class ConfluentRegistry:
         try:
             return self._client.get_schema(schema_id).schema_str or ""
         except SchemaRegistryError as error:
-            if error.http_status_code == 404:
+            # A registry may find an odd id (2^32-1 fits the wire format) malformed rather than unknown.
+            if 400 <= error.http_status_code < 500 and error.http_status_code not in _NOT_ABOUT_THE_ID:
                 raise UndecodableRecord(f"the registry knows no schema with id {schema_id}") from error
             raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error}") from error
         except httpx2.HTTPError as error:

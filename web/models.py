@@ -1,9 +1,10 @@
 """Shapes that every REST process of ours has."""
 
 import re
+from functools import cache
 from typing import Annotated, Any
 
-from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 
 def _rfc3339(text: Any) -> Any:
@@ -18,10 +19,31 @@ Time = Annotated[AwareDatetime, BeforeValidator(_rfc3339)]
 
 
 class Body(BaseModel):
-    """A request's body. A name that is not known is refused, so that a typing error is not ignored."""
+    """A request's body. A name that is not known is refused, so that a typing error is not ignored.
+
+    ``null`` for a field that may be left out, and cannot be null, is the same as leaving it out: many clients write
+    optional fields so.
+    """
 
     # Strict: "3" is not a number. NaN is not JSON (RFC 8259).
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_absent(cls, body: Any) -> Any:
+        if not isinstance(body, dict):
+            return body
+        return {name: value for name, value in body.items() if value is not None or name not in cls._optional()}
+
+    @classmethod
+    @cache
+    def _optional(cls) -> frozenset[str]:
+        """Fields with a default, whose type has no null of its own."""
+        return frozenset(
+            name
+            for name, field in cls.model_fields.items()
+            if not field.is_required() and field.default is not None and field.annotation is not Any
+        )
 
 
 class FieldError(BaseModel):

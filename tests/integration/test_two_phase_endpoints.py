@@ -141,10 +141,18 @@ def problem(slug: str) -> httpx.Response:
     return httpx.Response(404, json={"type": f"urn:fluxora:problem:{slug}"}, headers=headers)
 
 
-def knows_nothing(request: httpx.Request) -> httpx.Response:
-    return (
-        httpx.Response(200, json={"transactions": []}) if request.url.path == "/transactions" else problem("not-found")
-    )
+def knows_older_ones(request: httpx.Request) -> httpx.Response:
+    if request.url.path == "/transactions":
+        assert request.url.params["older_than"].endswith("s")
+        return httpx.Response(200, json={"transactions": [{"transaction_id": "older"}]})
+    return problem("not-found")
+
+
+def remembers_nothing(request: httpx.Request) -> httpx.Response:
+    """Another coordinator, or one whose database was lost."""
+    if request.url.path == "/transactions":
+        return httpx.Response(200, json={"transactions": []})
+    return problem("not-found")
 
 
 def some_proxy(request: httpx.Request) -> httpx.Response:
@@ -172,8 +180,9 @@ def failing(request: httpx.Request) -> httpx.Response:
         (says("ABORTED"), False, "ABORTED"),
         (says("PREPARING"), True, "PREPARED"),
         (says("something new"), True, "PREPARED"),
-        (knows_nothing, False, "PREPARED"),
-        (knows_nothing, True, "ABORTED"),
+        (knows_older_ones, False, "PREPARED"),
+        (knows_older_ones, True, "ABORTED"),
+        (remembers_nothing, True, "PREPARED"),
         (some_proxy, True, "PREPARED"),
         (not_a_coordinator, True, "PREPARED"),
         (down, True, "PREPARED"),
