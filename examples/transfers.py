@@ -117,8 +117,8 @@ def balances(database_url: str) -> Balances:
 
 
 def show_balances(console: Console, before: Balances, after: Balances) -> None:
-    title = "What the banks hold (databases " + ", ".join(f"…_{bank}" for bank in BANKS) + ")"
-    table = Table("bank", "account", "before", "after", title=title, title_justify="left")
+    console.print("What the banks hold, each in a database of its own")
+    table = Table("bank", "account", "before", "after")
     for (bank, account), cents in before.items():
         table.add_row(bank, account, money(cents), money(after.get((bank, account), 0)))
     table.add_section()

@@ -113,7 +113,7 @@ def transfers(platform: Platform) -> Iterator[Transfers]:
     made.check_total()
 
 
-@pytest.mark.timeout(120 + 120 * PER_BOUNDARY // WAVE)
+@pytest.mark.timeout(120 + 120 * PER_BOUNDARY // WAVE, func_only=True)
 @pytest.mark.parametrize(
     ("line", "phase", "vaults"), LINES, ids=lambda value: value if isinstance(value, str) else "+".join(value)
 )
@@ -142,7 +142,7 @@ def test_a_crash_at_this_line_leaves_one_outcome(
         assert ends["COMMITTED"] >= PER_BOUNDARY // WAVE
 
 
-@pytest.mark.timeout(120 + 120 * PER_BOUNDARY // WAVE)
+@pytest.mark.timeout(120 + 120 * PER_BOUNDARY // WAVE, func_only=True)
 @pytest.mark.parametrize(("name", "phase"), PROCESSES)
 def test_a_process_killed_in_the_middle_of_a_phase_leaves_one_outcome(
     platform: Platform,
@@ -211,7 +211,7 @@ MORTAL = [
 ]
 
 
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1800, func_only=True)
 def test_money_is_neither_made_nor_lost_while_everything_dies(
     platform: Platform, transfers: Transfers, record_property: Record
 ) -> None:
