@@ -26,7 +26,8 @@ from tests.transfers import ALL_VAULTS, DATABASES, Transfer, Transfers
 #: `record_property`: figures for the report (--junit-xml).
 Record = Callable[[str, object], None]
 
-PER_BOUNDARY = int(os.environ.get("FLUXORA_TEST_TRANSACTIONS", "8"))
+PER_BOUNDARY = int(os.environ.get("FLUXORA_TEST_TRANSACTIONS", "4"))
+RACES = int(os.environ.get("FLUXORA_TEST_RACES", "40"))
 LONG = "FLUXORA_TEST_TRANSACTIONS" in os.environ
 #: Between two kills; no more than there are accounts, so that no transfer is refused because of another one.
 WAVE = min(PER_BOUNDARY, len(ACCOUNTS))
@@ -222,7 +223,7 @@ def test_money_is_neither_made_nor_lost_while_everything_dies(
     set aside for transfers that are not decided is what it began with and what committed transfers have moved. What
     holds when all have ended: the sum over both is what it was.
     """
-    count = int(os.environ.get("FLUXORA_TEST_TRANSFERS", "30"))
+    count = int(os.environ.get("FLUXORA_TEST_TRANSFERS", "12"))
     seed = os.environ.get("FLUXORA_TEST_SEED", "1")
     chance = random.Random(seed)
     batch = []
@@ -283,7 +284,7 @@ def test_of_commit_and_abort_at_the_same_moment_one_is_true(
     platform: Platform, transfers: Transfers, record_property: Record
 ) -> None:
     """Two clients, opposite wishes: the log has an order, and the loser is told what the other has won."""
-    batch = [Transfer(vaults, ACCOUNTS[i % len(ACCOUNTS)], 6) for i, vaults in zip(range(100), cycle(pairs()))]
+    batch = [Transfer(vaults, ACCOUNTS[i % len(ACCOUNTS)], 6) for i, vaults in zip(range(RACES), cycle(pairs()))]
     won: Counter[str] = Counter()
 
     def race(transfer: Transfer) -> None:
