@@ -13,7 +13,8 @@ from alembic.migration import MigrationContext
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._config import ConfigResource
 from confluent_kafka.cimpl import NewTopic
-from sqlalchemy import create_engine, make_url
+from sqlalchemy import JSON, create_engine, make_url
+from sqlalchemy.dialects.postgresql import JSONB
 
 from fluxora.topics import partitions_by_topic
 from participant import migrations
@@ -129,8 +130,17 @@ def test_the_migrations_make_what_the_tables_say_and_may_run_again(fresh_databas
                 "version_table_schema": "fluxora",
                 "include_schemas": True,
                 "include_name": lambda name, kind, parents: kind != "schema" or name == "fluxora",
-                "compare_server_default": True,
+                "compare_server_default": _another_default,
             },
         )
         assert compare_metadata(context, metadata) == []
     engine.dispose()
+
+
+def _another_default(
+    context: Any, inspected: Any, column: Any, there: str | None, wanted: Any, rendered: str | None
+) -> bool | None:
+    """PostgreSQL does not compare json with json, as Alembic would have it do: the texts are compared."""
+    if not isinstance(column.type, JSON) or isinstance(column.type, JSONB):
+        return None
+    return (there or "").removesuffix("::json").strip("'") != (rendered or "").strip("'")
