@@ -220,7 +220,7 @@ def test_after_prepare_nobody_is_added(coordinator: Coordinator, machine: SmallP
         ({"service_name": "a b"}, "service_name"),
         ({"service_name": "nobody-knows"}, "service_name"),
         (SERVICE | {"payload": [1]}, "payload"),
-        (SERVICE | {"payload": None}, "payload"),
+        (SERVICE | {"payload": "text"}, "payload"),
         (SERVICE | {"prepare_endpoint": "http://evil/x"}, "prepare_endpoint"),
         (SERVICE | {"commit_endpoint": "/../x"}, "commit_endpoint"),
         (SERVICE | {"service_url": "http://169.254.169.254/"}, "service_url"),
