@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Annotated, NoReturn, TypeVar
 
 import stamina
+import structlog
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -92,6 +93,8 @@ def service_list(as_json: Json = False) -> None:
 def main() -> None:
     """Entry point of the ``fluxora`` script."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    # Standard output is for what was asked for, and may be JSON.
+    structlog.configure(logger_factory=structlog.PrintLoggerFactory(sys.stderr))
     # Every retry would be a line; what does not succeed in the end is told once.
     stamina.instrumentation.set_on_retry_hooks([])
     app()

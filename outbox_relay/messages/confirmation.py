@@ -24,7 +24,6 @@ from web.database import DatabaseUnavailable
 
 log = structlog.get_logger()
 
-GROUP = "fluxora.outbox-service.confirm"
 _PATTERN = f"^.*{MESSAGES.replace('.', '[.]')}$"
 _BATCH = 500
 _POLL_SECONDS = 0.2
@@ -70,7 +69,7 @@ class Confirmation:
         consumer = Consumer(
             {
                 "bootstrap.servers": self._settings.kafka_bootstrap_servers,
-                "group.id": GROUP,
+                "group.id": self._settings.confirm_group,
                 "client.id": APPLICATION,
                 "auto.offset.reset": "earliest",
                 "enable.auto.commit": False,

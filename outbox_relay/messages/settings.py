@@ -77,6 +77,12 @@ class MessageSettings(RestSettings):
         default=5.0, ge=0.1, le=600, description="How often the topics are listed, from which Kafka services are known."
     )
     kafka_timeout_seconds: float = Field(default=5.0, gt=0, le=60, description="Of one listing, or one dead letter.")
+    confirm_group: str = Field(
+        default="fluxora.outbox-service.confirm",
+        min_length=1,
+        max_length=249,
+        description="Consumer group that confirms; replicas share it, Outbox Services with other databases do not.",
+    )
     confirm_refresh_seconds: float = Field(
         default=2.0, ge=0.1, le=600, description="How soon a new <service>.messages topic is read for confirmations."
     )

@@ -149,6 +149,8 @@ def running(
         "FLUXORA_OUTBOX_PORT": str(port),
         "FLUXORA_SERVICE_MAP": json.dumps(services),
         "PYTHONPATH": str(ROOT),
+        # The stack's own Outbox Service confirms for another database.
+        "FLUXORA_OUTBOX_CONFIRM_GROUP": database_url.rpartition("/")[2],
         **{f"FLUXORA_OUTBOX_{name.upper()}": str(value) for name, value in (FAST | settings).items()},
         **(environment or {}),
     }
@@ -207,15 +209,23 @@ def receivers() -> Iterator[Receivers]:
 
 
 @pytest.fixture(scope="module")
-def service(messages_database: str, receivers: Receivers) -> Iterator[Service]:
+def service(stack: Stack, receivers: Receivers) -> Iterator[Service]:
     """One process for the tests that need none of their own: starting it is most of their time."""
     services = receivers.map | {"dead": "http://127.0.0.1:9"}
-    with running(messages_database, services, prune_seconds=0.3, prune_rows=2, max_pending=50, count_seconds=0.1) as it:
+    settings = {"prune_seconds": 0.3, "prune_rows": 2, "max_pending": 50, "count_seconds": 0.1}
+    with migrated() as database, running(database, services, **settings) as it:
         yield it
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def messages_database(stack: Stack) -> Iterator[str]:
+    """A database for the processes of one test: replicas that share one must know the same services."""
+    with migrated() as database:
+        yield database
+
+
+@contextmanager
+def migrated() -> Iterator[str]:
     """A migrated database of its own, dropped afterwards."""
     url = make_url(os.environ["DATABASE_URL"])
     name = f"messages_{uuid4().hex[:12]}"
