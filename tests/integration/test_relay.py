@@ -458,10 +458,11 @@ def test_poison_is_dead_lettered_and_passed_over(relay: Running, service: Callab
 def test_a_stop_finishes_what_runs_and_commits_it(relay: Running, service: Callable[[], Service]) -> None:
     payments = service()
     process = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_HEALTH_PORT="0")
+    relay.exchange()  # it takes commands by now, so that the next one does not expire before
     slow = relay.send(*ids(1), endpoint="/hang", timeout_ms=4_000)
     relay.producer.flush()
     deadline = time.monotonic() + 30
-    while not payments.calls:
+    while len(payments.calls) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
