@@ -80,7 +80,7 @@ def indoubt(
 def show(transaction_id: Id, as_json: Json = False) -> None:
     """Show one two-phase commit: its participants, and what happened in order. Reads COORDINATOR_URL."""
     with _client() as rest:
-        transaction = rest.call("GET", f"/transactions/{transaction_id}").document
+        transaction = rest.call("GET", f"/transactions/{transaction_id}")
         history, whole = _history(rest, transaction_id)
     if as_json:
         typer.echo(orjson.dumps({**transaction, "history": history}).decode())
@@ -176,7 +176,7 @@ def _effect(effect: Mapping[str, Any]) -> str:
 def _decide(transaction_id: str, verb: str, who: str | None, why: str | None, as_json: bool) -> None:
     with _client() as rest:
         # With a key it is in the log once, however often it is sent until it is answered.
-        reply = rest.call(
+        reply = rest.reply(
             "POST", f"/transactions/{transaction_id}/{verb}", {"who": who or _user(), "why": why}, key=str(uuid4())
         )
     if as_json:
@@ -189,7 +189,7 @@ def _decide(transaction_id: str, verb: str, who: str | None, why: str | None, as
 
 def _found(rest: RestClient, query: Mapping[str, Any]) -> list[dict[str, Any]]:
     given = {name: value for name, value in query.items() if value is not None}
-    return list(rest.call("GET", "/transactions", query=given).document["transactions"])
+    return list(rest.call("GET", "/transactions", query=given)["transactions"])
 
 
 def _history(rest: RestClient, transaction_id: str) -> tuple[list[dict[str, Any]], bool]:
@@ -197,7 +197,7 @@ def _history(rest: RestClient, transaction_id: str) -> tuple[list[dict[str, Any]
     entries: list[dict[str, Any]] = []
     query: dict[str, Any] = {"limit": _PAGE}
     while len(entries) < _DRAWN_ENTRIES:
-        page = rest.call("GET", f"/transactions/{transaction_id}/history", query=query).document
+        page = rest.call("GET", f"/transactions/{transaction_id}/history", query=query)
         entries += page["entries"]
         if page["next_cursor"] is None:
             return entries, True
