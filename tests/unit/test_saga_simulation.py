@@ -251,6 +251,10 @@ class World:
             if saga.state is SagaState.COMPLETED:
                 assert not effects.undone_at
                 assert effects.ran_at or action_skipped
+            elif step.over_http and step.kind is StepKind.PIVOT and saga.steps[i].in_doubt:
+                # One attempt may run while the service refuses another, unless it honours the Idempotency-Key, which
+                # the services here do not; a pivot cannot be undone (docs/sagas.md, test_explorer's pivot over HTTP).
+                continue
             elif not undo_skipped and not (step.over_http and step.compensation_endpoint is None):
                 assert len(effects.undone_at) == len(effects.ran_at), f"{step.name} stands: {saga}"
             for j in definition.depends_on[i]:
