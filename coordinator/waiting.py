@@ -19,12 +19,12 @@ from starlette.types import Receive
 
 from coordinator.metrics import Metrics
 from coordinator.settings import APPLICATION, Settings
+from saga_processors.store import CHANGED_CHANNEL
 from web.database import DatabaseUnavailable, connect_arguments
 from web.problems import Unavailable
 
 log = structlog.get_logger()
 
-CHANNEL = "fluxora_changed"
 _RECONNECT_MAX_SECONDS = 2.0
 
 _T = TypeVar("_T")
@@ -150,7 +150,7 @@ class Waiting:
         arguments = connect_arguments(self._settings, APPLICATION)
         silence = self._settings.listen_check_seconds
         async with await AsyncConnection.connect(self._settings.database_url, **arguments) as connection:
-            await connection.execute(f"LISTEN {CHANNEL}")
+            await connection.execute(f"LISTEN {CHANGED_CHANNEL}")
             await self._wake(list(self._waiters))
             self.error = None
             self._metrics.listening.set(1)
@@ -171,7 +171,7 @@ class Waiting:
             try:
                 transaction_id = UUID(text)
             except ValueError:
-                log.warning("a notification that is no id", channel=CHANNEL, payload=text[:100])
+                log.warning("a notification that is no id", channel=CHANGED_CHANNEL, payload=text[:100])
                 continue
             if transaction_id in self._waiters:
                 ids.append(transaction_id)

@@ -4,21 +4,18 @@ import json
 import logging
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn, TypeVar
+from typing import Annotated, TypeVar
 
 import stamina
 import structlog
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from fluxora import check_cli, dlq_cli, log_cli, message_cli, saga_cli, schema_cli, tx_cli
 from fluxora import init as setup
 from fluxora.settings import CliSettings
-
-#: Exit codes: 1, it did not work; 2, wrong usage (typer's own).
-FAILED = 1
+from fluxora.trouble import fail
 
 app = typer.Typer(
     help="Fluxora Transactions: sagas over PostgreSQL and Kafka.",
@@ -109,12 +106,7 @@ def _try(call: Callable[[], _T]) -> _T:
     try:
         return call()
     except setup.EXPECTED as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(FAILED)
+        fail(str(error))
 
 
 def _print_report(report: setup.Report, as_json: bool) -> None:

@@ -4,13 +4,14 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from itertools import islice
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from fluxora.trouble import fail
 from participant.outbox_client import Conflict, OutboxClient
 from schemas import FluxoraError
 
@@ -38,7 +39,7 @@ def send(
     try:
         content = json.loads(payload)
     except ValueError as error:
-        _fail(f"PAYLOAD is not JSON: {error}. A text stands in quotes: '\"text\"'")
+        fail(f"PAYLOAD is not JSON: {error}. A text stands in quotes: '\"text\"'")
 
     def work(client: OutboxClient) -> Any:
         sent = client.send_message(destination, content, key=key, type=type)
@@ -100,7 +101,7 @@ def redeliver(
 ) -> None:
     """Send FAILED messages again, with the same ids, in the order in which they were accepted. Reads OUTBOX_URL."""
     if bool(message_ids) == bool(destination):
-        _fail("give ids of messages, or --destination")
+        fail("give ids of messages, or --destination")
 
     def work(client: OutboxClient) -> list[dict[str, str]]:
         ids: list[str] = list(message_ids or ())
@@ -135,14 +136,9 @@ def _listed(client: OutboxClient, filters: dict[str, Any], limit: int) -> Iterab
 
 def _with(work: Callable[[OutboxClient], _T], sender: str = _SENDER) -> _T:
     if not os.environ.get("OUTBOX_URL"):
-        _fail("OUTBOX_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
+        fail("OUTBOX_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
     try:
         with OutboxClient(sender) as client:
             return work(client)
     except FluxoraError as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(1)
+        fail(str(error))

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import orjson
 import typer
@@ -17,9 +17,9 @@ from rich.text import Text
 
 from fluxora.settings import CliSettings
 from fluxora.timeline import Timeline, duration, timeline
+from fluxora.trouble import FAILED, fail
 from participant.saga_client import CallFailed, NotEnded, SagaClient, SagaStatus
 
-FAILED = 1
 #: A history longer than this is cut when it is drawn; --json has the whole of it page by page.
 _DRAWN_ENTRIES = 2000
 _PAGE = 500
@@ -228,18 +228,13 @@ def _client() -> Iterator[SagaClient]:
     """The client; its errors end the command with their message."""
     url = CliSettings().coordinator_url
     if not url:
-        _fail("COORDINATOR_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
+        fail("COORDINATOR_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
     try:
         # An operator sees at once that nobody answers, and may try again.
         with SagaClient("fluxora-cli", url, timeout_seconds=30.0, retry_seconds=3.0) as client:
             yield client
     except CallFailed as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(FAILED)
+        fail(str(error))
 
 
 _DURATION = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|m|h|d)?", re.ASCII)

@@ -5,7 +5,7 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -13,11 +13,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from fluxora.settings import CliSettings
+from fluxora.trouble import fail
 from participant.events import read_schema, type_of
 from schemas import FluxoraError, InvalidSchema, register_types
 from schemas.registration import registered
-
-FAILED = 1
 
 app = typer.Typer(help="Avro schemas of your events in the registry.", no_args_is_help=True)
 _out = Console()
@@ -40,7 +39,7 @@ def register(
     try:
         ids = register_types(_registry(), [_schema(one) for one in types])
     except (FluxoraError, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     if as_json:
         typer.echo(json.dumps(ids))
         return
@@ -54,7 +53,7 @@ def list_(as_json: Json = False) -> None:
     try:
         found = registered(_registry())
     except FluxoraError as error:
-        _fail(str(error))
+        fail(str(error))
     if as_json:
         typer.echo(json.dumps([{"subject": one.subject, "version": one.version, "id": one.schema_id} for one in found]))
         return
@@ -87,10 +86,5 @@ def _schema(target: str) -> Mapping[str, Any]:
 def _registry() -> str:
     url = CliSettings().schema_registry_url
     if not url:
-        _fail("SCHEMA_REGISTRY_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
+        fail("SCHEMA_REGISTRY_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
     return url
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, soft_wrap=True)
-    raise typer.Exit(FAILED)

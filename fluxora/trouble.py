@@ -12,6 +12,7 @@ from rich.markup import escape
 
 from schemas import FluxoraError
 
+#: Exit codes: 1, it did not work; 2, wrong usage (typer's own).
 FAILED = 1
 
 

@@ -4,7 +4,7 @@ import getpass
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 from uuid import uuid4
 
 import orjson
@@ -15,9 +15,9 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fluxora.settings import CliSettings
+from fluxora.trouble import fail
 from participant.rest import CallFailed, RestClient
 
-FAILED = 1
 #: A history longer than this is cut when it is drawn; `fluxora tx history` has all.
 _DRAWN_ENTRIES = 2000
 _PAGE = 500
@@ -224,18 +224,13 @@ def _client() -> Iterator[RestClient]:
     """The client; its errors end the command with their message."""
     url = CliSettings().coordinator_url
     if not url:
-        _fail("COORDINATOR_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
+        fail("COORDINATOR_URL is not set; `make up` writes it to .run/endpoints.env: source that, or set it")
     try:
         # An operator sees at once that nobody answers, and may try again.
         with RestClient(url, "fluxora-cli", timeout_seconds=30.0, retry_seconds=3.0) as client:
             yield client
     except CallFailed as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    _err.print(f"[red]fluxora:[/red] {escape(message)}", highlight=False, markup=True, soft_wrap=True)
-    raise typer.Exit(FAILED)
+        fail(str(error))
 
 
 def _user() -> str:
