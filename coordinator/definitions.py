@@ -5,7 +5,6 @@ later version nor an earlier one can change a saga in flight.
 """
 
 from typing import Annotated, Any
-from urllib.parse import urlencode
 
 import orjson
 from fastapi import APIRouter, Path, Query, Request
@@ -26,6 +25,7 @@ from coordinator.views import time
 from saga_processors.definition import NAME
 from web import cursor
 from web.content import answer, check_content, parse
+from web.paging import next_page, page_limit
 from web.problems import Malformed, Problem
 
 _Name = Annotated[str, Path(pattern=f"^{NAME.pattern}$")]
@@ -90,19 +90,16 @@ class Definitions:
         return await self._page("/saga-definitions", None, query)
 
     async def _page(self, path: str, name: str | None, query: PageQuery) -> Response:
-        limit = query.limit or self._settings.page_size
-        if limit > self._settings.max_page_size:
-            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        limit = page_limit(query.limit, self._settings.page_size, self._settings.max_page_size)
         after = None if query.cursor is None else cursor.decode(query.cursor)
         rows = await self._store.page(name, after, limit + 1)
         if name is not None and not rows and after is None:
             raise Problem(404, "not-found", f"There is no definition {name!r}.")
         following = cursor.encode(rows[limit - 1].created_at, rows[limit - 1].id) if len(rows) > limit else None
-        pairs = query.model_dump(exclude_none=True) | {"cursor": following}
         return answer(
             {
                 "definitions": [_summary(row) for row in rows[:limit]],
-                "next": None if following is None else f"{path}?{urlencode(pairs)}",
+                "next": next_page(path, query, following),
                 "next_cursor": following,
             }
         )

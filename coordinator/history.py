@@ -3,7 +3,6 @@
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Literal
-from urllib.parse import urlencode
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -11,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from coordinator.settings import Settings
 from coordinator.views import json_text, time, time_of_ms
 from web.database import Connection, Database
-from web.problems import Malformed
+from web.paging import next_page, page_limit
 
 # All inputs of a transaction are in one partition: their offsets are their order.
 _READ = """
@@ -67,9 +66,7 @@ class Histories:
             Malformed: the limit is over ``max_page_size``.
             Problem: what ``members`` raises, 404 if there is no such transaction.
         """
-        limit = query.limit or self._settings.page_size
-        if limit > self._settings.max_page_size:
-            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        limit = page_limit(query.limit, self._settings.page_size, self._settings.max_page_size)
         after = -1 if query.cursor is None else int(query.cursor)
 
         async def work(connection: Connection) -> list[dict[str, Any]]:
@@ -78,10 +75,9 @@ class Histories:
         rows = await self._database.run(work)
         named = await members()
         following = str(rows[limit - 1]["offset"]) if len(rows) > limit else None
-        pairs = query.model_dump(exclude_none=True) | {"cursor": following}
         return {
             "entries": [_entry(row, named) for row in rows[:limit]],
-            "next": None if following is None else f"{path}?{urlencode(pairs)}",
+            "next": next_page(path, query, following),
             "next_cursor": following,
         }
 

@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 from typing import Annotated
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
-from pydantic import BaseModel
 from starlette.responses import Response
 
 from coordinator import openapi
@@ -35,6 +33,7 @@ from web import cursor
 from web.content import answer, check_content, parse, traceparent
 from web.durations import age_seconds, wait_seconds
 from web.idempotency import digest, idempotency_key, reused
+from web.paging import next_page, page_limit
 from web.problems import Conflict, Malformed, Problem, Unavailable
 
 
@@ -113,7 +112,7 @@ class Sagas:
 
     async def page(self, query: Annotated[ListQuery, Query()]) -> Response:
         """Sagas, newest first, a page at a time."""
-        limit = self._limit(query.limit)
+        limit = page_limit(query.limit, self._settings.page_size, self._settings.max_page_size)
         wanted = SagaFilter(
             name=query.name,
             states=query.state or (),
@@ -137,7 +136,7 @@ class Sagas:
         return answer(
             {
                 "sagas": rows,
-                "next": None if following is None else _next("/sagas", query, following),
+                "next": next_page("/sagas", query, following),
                 "next_cursor": following,
             }
         )
@@ -154,12 +153,6 @@ class Sagas:
 
         page = await self._histories.page(f"/sagas/{saga_id}/history", saga_id, query, members)
         return answer({"saga_id": saga_id} | page)
-
-    def _limit(self, wanted: int | None) -> int:
-        limit = wanted or self._settings.page_size
-        if limit > self._settings.max_page_size:
-            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
-        return limit
 
     async def _checked(self, wanted: SagaRequest, trace: str | None) -> Submission:
         plan = await self._plan(wanted)
@@ -209,11 +202,6 @@ class Sagas:
         if row is None:
             raise Problem(404, "not-found", f"There is no saga {saga_id}.")
         return row
-
-
-def _next(path: str, query: BaseModel, following: str) -> str:
-    pairs = query.model_dump(mode="json", exclude_none=True) | {"cursor": following}
-    return f"{path}?{urlencode(pairs, doseq=True)}"
 
 
 def router(sagas: Sagas) -> APIRouter:

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Annotated, Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 from fastapi import APIRouter, Query, Request
@@ -41,7 +40,8 @@ from web import cursor, durations
 from web import openapi as web_openapi
 from web.content import answer, check_content, parse, read, responds_async, traceparent
 from web.idempotency import digest, idempotency_key, reused
-from web.problems import Conflict, Malformed, Problem
+from web.paging import next_page, page_limit
+from web.problems import Conflict, Problem
 
 #: The states in which what was asked for has run its course, or has been decided otherwise.
 _SETTLED: dict[What, frozenset[TransactionState]] = {
@@ -171,9 +171,7 @@ class Transactions:
 
     async def page(self, query: Annotated[TransactionListQuery, Query()]) -> Response:
         """Transactions, newest first, a page at a time."""
-        limit = query.limit or self._settings.page_size
-        if limit > self._settings.max_page_size:
-            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        limit = page_limit(query.limit, self._settings.page_size, self._settings.max_page_size)
         wanted = TransactionFilter(
             states=query.state or (),
             participant=query.participant,
@@ -192,7 +190,7 @@ class Transactions:
         return answer(
             {
                 "transactions": [summary(row) for row in rows],
-                "next": None if following is None else _next(query, following),
+                "next": next_page("/transactions", query, following),
                 "next_cursor": following,
             }
         )
@@ -246,11 +244,6 @@ class Transactions:
 
 def _path(transaction_id: UUID) -> str:
     return f"/transactions/{transaction_id}"
-
-
-def _next(query: TransactionListQuery, following: str) -> str:
-    pairs = query.model_dump(mode="json", exclude_none=True) | {"cursor": following}
-    return f"/transactions?{urlencode(pairs, doseq=True)}"
 
 
 def router(transactions: Transactions) -> APIRouter:

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any
-from urllib.parse import urlencode
 from uuid import UUID
 
 import orjson
@@ -29,6 +28,7 @@ from outbox_relay.messages.views import summary, view
 from web import cursor, durations, openapi
 from web.content import answer, check_content, parse, traceparent
 from web.idempotency import digest, idempotency_key, reused
+from web.paging import next_page, page_limit
 from web.problems import Conflict, Malformed, Problem, TooLarge, Unavailable
 
 _EXAMPLES: Mapping[int, Mapping[str, Any]] = {
@@ -134,9 +134,7 @@ class Messages:
 
     async def page(self, query: Annotated[ListQuery, Query()]) -> Response:
         """Messages without their payloads, newest first, a page at a time."""
-        limit = query.limit or self._settings.page_size
-        if limit > self._settings.max_page_size:
-            raise Malformed([("limit", f"is at most {self._settings.max_page_size}")])
+        limit = page_limit(query.limit, self._settings.page_size, self._settings.max_page_size)
         rows = await self._store.page(_filter(query), limit + 1)
         following = None
         if len(rows) > limit:
@@ -145,7 +143,7 @@ class Messages:
         return answer(
             {
                 "messages": [summary(row) for row in rows],
-                "next": None if following is None else _next(query, following),
+                "next": next_page("/messages", query, following),
                 "next_cursor": following,
             }
         )
@@ -207,11 +205,6 @@ def _filter(query: ListQuery) -> MessageFilter:
         created_before=min(before, default=None),
         after=None if query.cursor is None else cursor.decode(query.cursor),
     )
-
-
-def _next(query: ListQuery, following: str) -> str:
-    pairs = query.model_dump(mode="json", exclude_none=True) | {"cursor": following}
-    return f"/messages?{urlencode(pairs, doseq=True)}"
 
 
 def router(messages: Messages) -> APIRouter:
