@@ -14,9 +14,12 @@ from typing import Any
 
 import faust
 import structlog
+import uvloop
 from faust.types import TP, EventT
+from yarl import URL
 
 from participant.health import HealthServer
+from saga_processors.delivery import Transport, Undecoded
 from saga_processors.log import APP_ID, INPUT_TOPIC, InputLog, Publisher
 from saga_processors.partition import Record
 from saga_processors.processor import Processor
@@ -38,6 +41,7 @@ class SagaWorker:
 
     def __init__(self, settings: ProcessorSettings) -> None:
         self._settings = settings
+        #: An event holds what was fetched of one partition (saga_processors.delivery).
         self._queue: asyncio.Queue[EventT[Any]] = asyncio.Queue(settings.queue_size)
         self._processor: Processor | None = None
         self._delivered = 0
@@ -73,13 +77,15 @@ class SagaWorker:
             table_standby_replicas=0,
             worker_redirect_stdouts=False,
         )
-        self.app.agent(self.app.topic(INPUT_TOPIC, key_type=bytes, value_type=bytes))(self._receive)
+        self.app.transport = Transport([URL(f"aiokafka://{settings.kafka_bootstrap_servers}")], self.app)
+        self.app.agent(self.app.topic(INPUT_TOPIC, schema=Undecoded()))(self._receive)
         self.app.on_partitions_revoked.connect(self._revoked, weak=False)
         self.app.task(self._run)
 
     def main(self) -> None:
         """Run until a signal; does not return normally."""
         self._health.start()
+        asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
         # Its own set-up leaves the loggers at DEBUG and filters in the handler, so that every debug message of
         # every record is made and thrown away: 7 % of the processor's CPU.
         logging.basicConfig(
@@ -134,15 +140,29 @@ class SagaWorker:
         )
 
     async def _fold(self, processor: Processor) -> None:
-        while True:
-            events = [await self._queue.get()]
-            while len(events) < self._settings.batch_size and not self._queue.empty():
-                events.append(self._queue.get_nowait())
-            owned = set(self._owned())
-            await processor.handle([_record(event) for event in events if event.message.partition in owned])
+        def leave(events: list[EventT[Any]]) -> None:
             for event in events:
                 # A hint for the group's next member; next_offset in the partition row is what counts.
                 event.ack()
+
+        left: list[EventT[Any]] = []
+        while True:
+            events = [await self._queue.get()]
+            waiting = len(events[0].value)
+            while waiting < self._settings.batch_size and not self._queue.empty():
+                events.append(self._queue.get_nowait())
+                waiting += len(events[-1].value)
+            owned = set(self._owned())
+            await processor.handle(
+                [_record(one) for event in events if event.message.partition in owned for one in event.value]
+            )
+            # The effects of these leave while the next ones are folded; those of the events before have left.
+            leave(left)
+            left = events
+            if self._queue.empty():
+                await processor.settle()
+                leave(left)
+                left = []
 
     async def _catch_up(self, processor: Processor) -> None:
         delivered = -1
@@ -158,6 +178,6 @@ class SagaWorker:
             await asyncio.sleep(self._settings.catch_up_interval if self._ready else 0.1)
 
 
-def _record(event: EventT[Any]) -> Record:
-    message = event.message
-    return Record(message.partition, message.offset, round(message.timestamp * 1000), message.key, message.value)
+def _record(fetched: Any) -> Record:
+    """From what aiokafka fetched."""
+    return Record(fetched.partition, fetched.offset, fetched.timestamp, fetched.key, fetched.value)

@@ -6,9 +6,11 @@ refers to them (``saga_processors.reference``).
 """
 
 import re
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
+from types import MappingProxyType
 
 from saga_processors import endpoint, reference
 from saga_processors.backoff import jittered
@@ -113,6 +115,24 @@ class StepDefinition:
         return self.action_endpoint is not None
 
 
+#: Steps of a saga whose graph is kept for the next one of its kind; the graph of a large one takes megabytes.
+KEPT_STEPS = 30
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """How the steps of a saga wait for each other; they are named by their positions."""
+
+    #: Position of each step by its name.
+    index: Mapping[str, int]
+    #: For each step those it waits for.
+    depends_on: tuple[tuple[int, ...], ...]
+    #: For each step those that wait for it.
+    dependents: tuple[tuple[int, ...], ...]
+    #: For each step all that it waits for, directly or not.
+    above: tuple[frozenset[int], ...]
+
+
 @dataclass(frozen=True)
 class SagaDefinition:
     name: str
@@ -141,21 +161,25 @@ class SagaDefinition:
             raise InvalidDefinition(f"steps[{i}].payload{error.where}", error.rule) from error
 
     @cached_property
-    def index(self) -> dict[str, int]:
-        """Position of each step by its name."""
-        return {step.name: i for i, step in enumerate(self.steps)}
+    def graph(self) -> Graph:
+        """Who waits for whom. Names are known and unique: after ``check``."""
+        steps = tuple((step.name, step.depends_on) for step in self.steps)
+        return _kept_graph(steps) if len(steps) <= KEPT_STEPS else _graph(steps)
 
-    @cached_property
+    @property
+    def index(self) -> Mapping[str, int]:
+        """Position of each step by its name."""
+        return self.graph.index
+
+    @property
     def depends_on(self) -> tuple[tuple[int, ...], ...]:
         """For each step the positions of those it waits for."""
-        return tuple(tuple(self.index[name] for name in step.depends_on) for step in self.steps)
+        return self.graph.depends_on
 
-    @cached_property
+    @property
     def dependents(self) -> tuple[tuple[int, ...], ...]:
         """For each step the positions of those that wait for it."""
-        return tuple(
-            tuple(j for j, needed in enumerate(self.depends_on) if i in needed) for i in range(len(self.steps))
-        )
+        return self.graph.dependents
 
     def check(self, max_steps: int) -> None:
         """Raise :class:`InvalidDefinition` for the first rule that is broken; the field is named."""
@@ -184,7 +208,7 @@ class SagaDefinition:
             for name in step.depends_on:
                 if name not in seen:
                     raise InvalidDefinition(f"steps[{i}].depends_on", f"names steps of this saga; there is no {name!r}")
-        above = _ancestors(self)
+        above = self.graph.above
         _check_kinds(self, above)
         _check_references(self, above)
 
@@ -252,27 +276,40 @@ def _check_step(where: str, step: StepDefinition) -> None:
         raise InvalidDefinition(f"{where}.retry.attention_after", "is at least 1")
 
 
-def _ancestors(saga: SagaDefinition) -> list[set[int]]:
-    """All steps that each step waits for, directly or not; raises on a cycle (Kahn's algorithm)."""
-    waiting = [len(set(needed)) for needed in saga.depends_on]
+@lru_cache(maxsize=1_000)
+def _kept_graph(steps: tuple[tuple[str, tuple[str, ...]], ...]) -> Graph:
+    """One for all sagas of a kind."""
+    return _graph(steps)
+
+
+def _graph(steps: tuple[tuple[str, tuple[str, ...]], ...]) -> Graph:
+    """The graph of steps, each with its name and the names that it waits for.
+
+    Raises:
+        InvalidDefinition: there is a cycle (Kahn's algorithm).
+    """
+    index = {name: i for i, (name, _) in enumerate(steps)}
+    depends_on = tuple(tuple(index[name] for name in needed) for _, needed in steps)
+    dependents = tuple(tuple(j for j, needed in enumerate(depends_on) if i in needed) for i in range(len(steps)))
+    waiting = [len(set(needed)) for needed in depends_on]
     ready = [i for i, count in enumerate(waiting) if count == 0]
-    above: list[set[int]] = [set() for _ in saga.steps]
+    above: list[set[int]] = [set() for _ in steps]
     done = 0
     while ready:
         i = ready.pop()
         done += 1
-        for j in saga.dependents[i]:
+        for j in dependents[i]:
             above[j] |= above[i] | {i}
             waiting[j] -= 1
             if waiting[j] == 0:
                 ready.append(j)
-    if done != len(saga.steps):
-        cycle = ", ".join(saga.steps[i].name for i, count in enumerate(waiting) if count > 0)
+    if done != len(steps):
+        cycle = ", ".join(steps[i][0] for i, count in enumerate(waiting) if count > 0)
         raise InvalidDefinition("steps.depends_on", f"has no cycle; these steps wait for each other: {cycle}")
-    return above
+    return Graph(MappingProxyType(index), depends_on, dependents, tuple(map(frozenset, above)))
 
 
-def _check_kinds(saga: SagaDefinition, above: list[set[int]]) -> None:
+def _check_kinds(saga: SagaDefinition, above: Sequence[Set[int]]) -> None:
     """Nothing that can fail may come after, or beside, what cannot be undone (Garcia-Molina and Salem's pivot)."""
     pivots = [i for i, step in enumerate(saga.steps) if step.kind is StepKind.PIVOT]
     if len(pivots) > 1:
@@ -292,7 +329,7 @@ def _check_kinds(saga: SagaDefinition, above: list[set[int]]) -> None:
                 )
 
 
-def _check_references(saga: SagaDefinition, above: list[set[int]]) -> None:
+def _check_references(saga: SagaDefinition, above: Sequence[Set[int]]) -> None:
     """A bad reference is found now, not at the third step; only what a service answers is not known yet."""
     for i, template in enumerate(saga.templates):
         if template is None:

@@ -168,7 +168,7 @@ _Told = tuple[str, ...]
 _Move = tuple[_Told, Callable[[], "_Node | None"]]
 
 _TIMES = {"timeout_at", "retry_at", "started_at", "ended_at"}
-_step_facts = attrgetter(*(f.name for f in fields(StepProgress) if f.name not in _TIMES | {"reason"}))
+_step_facts = attrgetter(*(name for name in StepProgress._fields if name not in _TIMES | {"reason"}))
 _OVER = {"definition", "state", "steps", "created_at", "updated_at", "timeout_at", "reason", "events", "requests"}
 _saga_facts = attrgetter("state", *(f.name for f in fields(Saga) if f.name not in _OVER))
 _SETTLED = {StepState.PENDING, StepState.EXECUTED, StepState.COMPENSATED, StepState.FAILED}
@@ -421,9 +421,9 @@ class _Walk:
         for i in steps:
             step = progress[i]
             if step.retry_at is not None:
-                progress[i] = replace(step, retry_at=0)
+                progress[i] = step._replace(retry_at=0)
             else:
-                progress[i] = replace(step, timeout_at=0)
+                progress[i] = step._replace(timeout_at=0)
         for i in range(len(progress)) if whole else steps:
             if saga.steps[i].timeout_at is not None and not self.services[i].has_barrier:
                 held[i] = in_doubt(held[i])

@@ -4,12 +4,12 @@ Faust delivers, this module verifies. What a crash does at each line of :meth:`P
 """
 
 import asyncio
+import re
 import time
 import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -24,7 +24,7 @@ from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.partitioning import partition_of
 from saga_processors.records import KafkaRecord, from_ms, to_ms
 from saga_processors.saga import SagaStarted
-from saga_processors.store import BatchWrite, Entry, JournalRow, Store
+from saga_processors.store import BatchWrite, Entry, JournalRow, Moves, Store
 from saga_processors.transaction import ParticipantAddRequested, Transaction, TransactionStarted
 from saga_processors.transaction_definition import Policy
 from schemas import Codec, UndecodableRecord
@@ -35,6 +35,8 @@ DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
 #: How far the clock's time may be ahead of the log's, ms.
 _CLOCK_SKEW_MS = 24 * 3600 * 1000
 _REQUEST = "fluxora.RequestMade"
+#: RFC 9562, in lower case: one text for one id.
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 #: Characters of a reason that are kept.
 _REASON_LIMIT = 2_000
 
@@ -101,6 +103,8 @@ class Processor:
         #: When each partition last moved, or was seen to have nothing waiting; monotonic, seconds.
         self._moved_at: dict[int, float] = {}
         self._lock = asyncio.Lock()
+        #: The latest batch's effects on their way, and what has moved when they have left.
+        self._leaving: asyncio.Task[None] | None = None
 
     # ── Ownership ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -131,6 +135,7 @@ class Processor:
 
     async def _republish(self, position: PartitionPosition) -> None:
         """Publish again from the journal what may not have left. A crash in here: the next one does it again."""
+        await self._settle()
         records: list[KafkaRecord] = []
         for row in await self._store.unpublished(position):
             if row.machine is not None and row.transaction_id is not None:
@@ -154,9 +159,11 @@ class Processor:
     # ── Delivery ───────────────────────────────────────────────────────────────────────────────────────────
 
     async def handle(self, records: Sequence[Record]) -> None:
-        """Fold ``records``, after any that are missing before them; returns when their effects have left.
+        """Fold ``records``, after any that are missing before them.
 
-        What was folded before is skipped. The records of a partition come in order of offset.
+        When it returns, their decisions stand, and the effects of all batches but the last have left; those of the
+        last are on their way (:meth:`settle`). What was folded before is skipped. The records of a partition come in
+        order of offset.
         """
         async with self._lock:
             new: list[Record] = []
@@ -177,6 +184,11 @@ class Processor:
                 reached[partition] = record.offset + 1
             await self._fold_all(new)
 
+    async def settle(self) -> None:
+        """Return when the effects of everything that was folded have left."""
+        async with self._lock:
+            await self._settle()
+
     async def catch_up(self, owned: Iterable[int], *, stuck_after: float) -> None:
         """Fold what stands in the log of a partition that has not moved for ``stuck_after`` seconds.
 
@@ -184,6 +196,7 @@ class Processor:
         Faust is merely busy with other partitions this would read their inputs twice, hence the wait.
         """
         async with self._lock:
+            await self._settle()
             if not self._positions:
                 return
             now = time.monotonic()
@@ -228,10 +241,13 @@ class Processor:
         """Decide, persist, then act. ``records`` are the next ones of their partitions, without a gap.
 
         A crash before ``commit`` has returned: either nothing happened and the inputs come again, or the commit
-        took place and it is as after it. After ``commit``, before ``publish`` has returned: the journal holds the
-        effects at or above ``published_through``; whoever gets the partition publishes them first. After that,
-        before the acknowledgement to Faust: the inputs come again, stand below ``next_offset`` and are skipped;
-        at most this batch's effects leave twice, with the same ids.
+        took place and it is as after it. After ``commit``, before the effects have left: the journal holds those at
+        or above ``published_through``; whoever gets the partition publishes them first. After that, before the
+        acknowledgement to Faust: the inputs come again, stand below ``next_offset`` and are skipped; at most two
+        batches' effects leave twice, with the same ids.
+
+        The effects leave while the next batch is folded, which waits for them before it sends its own: so effects
+        leave in the order of the log, and no more than two batches are ever decided and not published.
         """
         if not records:
             return
@@ -240,6 +256,7 @@ class Processor:
         wanted = {d.transaction_id for d in decoded if d.transaction_id is not None}
         unknown = [id for id in wanted if id not in self._cache]
         BATCH.observe(len(records))
+        published = {partition: position.published_through for partition, (position, _) in moves.items()}
         with BATCH_SECONDS.labels("begin").time():
             loaded = await self._store.begin(moves, unknown)
             self._cache.update(loaded)
@@ -254,18 +271,31 @@ class Processor:
         with BATCH_SECONDS.labels("commit").time():
             await self._store.commit(write)
         crash_at("processor.after_commit")
-        with BATCH_SECONDS.labels("publish").time():
-            await self._publisher.publish(effects)
-        crash_at("processor.after_publish")
+        for (type, outcome), count in write.outcomes.items():
+            FOLDED.labels(type, outcome).inc(count)
+        self._stored_published.update(published)
         for position, next_offset in moves.values():
-            self._stored_published[position.partition] = position.published_through
             self._moved_at[position.partition] = time.monotonic()
-            position.next_offset = position.published_through = next_offset
+            position.next_offset = next_offset
+        await self._settle()
+        self._leaving = asyncio.create_task(self._leave(moves, effects))
         self._tidy_cache(write)
         for id, entry in loaded.items():
             if entry.partition not in moves:
                 # A misrouted input named it. Its own partition may be another process's: what we know of it ages.
                 self._cache.pop(id, None)
+
+    async def _leave(self, moves: Moves, effects: Sequence[KafkaRecord]) -> None:
+        with BATCH_SECONDS.labels("publish").time():
+            await self._publisher.publish(effects)
+        crash_at("processor.after_publish")
+        for position, next_offset in moves.values():
+            position.published_through = next_offset
+
+    async def _settle(self) -> None:
+        leaving, self._leaving = self._leaving, None
+        if leaving is not None:
+            await leaving
 
     def _decode(self, record: Record) -> Decoded:
         """Understand a record. What cannot be understood is poison: it is dead-lettered, and the log goes on."""
@@ -274,7 +304,7 @@ class Processor:
             type, body = self._codec.decode(record.value)
             key = (record.key or b"").decode("utf-8", "replace")
             transaction_id = body.get("transaction_id")
-            if not isinstance(transaction_id, str) or str(UUID(transaction_id)) != transaction_id:
+            if not isinstance(transaction_id, str) or _UUID.fullmatch(transaction_id) is None:
                 raise UndecodableRecord(f"transaction_id is not a UUID in lower case: {str(transaction_id)[:100]!r}")
             if key != transaction_id:
                 raise UndecodableRecord(f"the key {key[:100]!r} is not the transaction_id {transaction_id}")
@@ -349,7 +379,7 @@ class Processor:
                 at,
             )
         )
-        FOLDED.labels(decoded.type, outcome).inc()
+        write.outcomes[decoded.type, outcome] += 1
         if not effects:
             return []
         assert entry is not None and entry.machine is not None
@@ -403,7 +433,7 @@ class Processor:
     def _poison(self, decoded: Decoded, write: BatchWrite, problem: str) -> KafkaRecord:
         record = decoded.record
         log.error("dead-lettered", partition=record.partition, offset=record.offset, problem=problem)
-        FOLDED.labels(decoded.type, "POISON").inc()
+        write.outcomes[decoded.type, "POISON"] += 1
         write.journal.append(
             JournalRow(
                 record.partition,

@@ -1,7 +1,8 @@
 """Kafka records as they leave, and what all of them have in common."""
 
-from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
+from typing import NamedTuple
 
 EVENTS_TOPIC = "fluxora.transactions.events"
 HTTP_COMMANDS_TOPIC = "fluxora.http.commands"
@@ -10,8 +11,12 @@ SOURCE = "/fluxora/saga-processors"
 Header = tuple[str, str | bytes | None]
 
 
-@dataclass(frozen=True, slots=True)
-class KafkaRecord:
+_SPECVERSION: Header = ("ce_specversion", b"1.0")
+_SOURCE: Header = ("ce_source", SOURCE.encode())
+_CONTENT_TYPE: Header = ("content-type", b"application/avro")
+
+
+class KafkaRecord(NamedTuple):
     topic: str
     key: bytes
     value: bytes
@@ -30,16 +35,27 @@ def kafka_record(
         traceparent: W3C Trace Context, or none.
     """
     headers: list[Header] = [
-        ("ce_specversion", b"1.0"),
+        _SPECVERSION,
         ("ce_id", id.encode()),
-        ("ce_type", type.encode()),
-        ("ce_source", SOURCE.encode()),
-        ("ce_time", from_ms(at).isoformat().encode()),
-        ("content-type", b"application/avro"),
+        _ce_type(type),
+        _SOURCE,
+        _ce_time(at),
+        _CONTENT_TYPE,
     ]
     if traceparent is not None:
         headers.append(("traceparent", traceparent.encode()))
     return KafkaRecord(topic, transaction_id.encode(), value, headers)
+
+
+@lru_cache(maxsize=100)
+def _ce_type(type: str) -> Header:
+    return "ce_type", type.encode()
+
+
+@lru_cache(maxsize=100)
+def _ce_time(at: int) -> Header:
+    """The effects of one input, and often those of one batch, have the same time."""
+    return "ce_time", from_ms(at).isoformat().encode()
 
 
 def command_id(transaction_id: str, subject: str, operation: str, attempt: int) -> str:

@@ -6,6 +6,7 @@ tables, and ``make check`` fails when they differ. Times are integer millisecond
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import NamedTuple
 
 from saga_processors.definition import SagaDefinition
 from saga_processors.machine import DeadlinePassed, Decision, Request
@@ -194,8 +195,9 @@ Effect = SendCommand | PublishEvent
 # ── State ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@dataclass(frozen=True, slots=True)
-class StepProgress:
+class StepProgress(NamedTuple):
+    """A tuple, because one is made for every move of a step: several times quicker than a frozen dataclass."""
+
     state: StepState = StepState.PENDING
     #: The latest attempt of the operation under way, or of the last one.
     attempt: int = 0

@@ -1,7 +1,6 @@
 """The saga machine's values to and from what is stored and sent: Avro records, JSON columns, Kafka records."""
 
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
@@ -99,8 +98,8 @@ def request_from_record(record: Mapping[str, Any]) -> OperatorRequest:
 
 # ── State ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_STEP_DEFAULTS = {f.name: f.default for f in fields(StepProgress)}
 _PENDING = StepProgress()
+_FIELDS = StepProgress._fields
 
 
 def progress_to_json(saga: Saga) -> dict[str, Any]:
@@ -123,9 +122,7 @@ def progress_to_json(saga: Saga) -> dict[str, Any]:
 
 
 def _step_to_json(step: StepProgress) -> dict[str, Any]:
-    if step is _PENDING:
-        return {}
-    return {name: value for name, default in _STEP_DEFAULTS.items() if (value := getattr(step, name)) != default}
+    return {name: value for name, value, default in zip(_FIELDS, step, _PENDING, strict=True) if value != default}
 
 
 def saga_from_json(definition: Mapping[str, Any], state: str, progress: Mapping[str, Any]) -> Saga:

@@ -163,7 +163,7 @@ class _Run:
 
     def move_step(self, i: int, move: StepMove, **changes: object) -> None:
         step = self.steps[i]
-        self.steps[i] = replace(step, state=STEP_MOVES[step.state][move], **changes)  # type: ignore[arg-type]
+        self.steps[i] = step._replace(state=STEP_MOVES[step.state][move], **changes)  # type: ignore[arg-type]
 
     def publish(self, type: EventType, step: int | None = None, reason: str | None = None) -> None:
         self.events += 1
@@ -181,11 +181,11 @@ class _Run:
             return Verdict.REJECTED, f"{reply.operation} {reply.attempt} of {reply.step!r} was never asked for"
         if step.state is StepState.EXECUTED and step.timeout_at is not None and reply.attempt == step.attempt:
             # Of a skipped action: the attempt is over, so it may be undone.
-            self.steps[i] = replace(step, timeout_at=None)
+            self.steps[i] = step._replace(timeout_at=None)
             return None
         if self.ran_late(i, reply):
             # What it rests on may be undone already: that order cannot be kept any more.
-            self.steps[i] = replace(step, result=reply.result)
+            self.steps[i] = step._replace(result=reply.result)
             why = "it ran" if reply.outcome is Outcome.DONE else "it may have run"
             self.undo(i, StepMove.UNDO_LATE, f"the action was settled as not executed, and a late answer says {why}")
             return None
@@ -212,7 +212,7 @@ class _Run:
             self.attempt_failed(i, reply.reason or f"the action answered {reply.outcome}", reply.outcome)
         elif reply.outcome is Outcome.UNKNOWN and definition.over_http and not step.in_doubt:
             # A second copy of a command whose first could not be called: this one may have run.
-            self.steps[i] = replace(step, in_doubt=True)
+            self.steps[i] = step._replace(in_doubt=True)
         else:
             return Verdict.IGNORED, f"attempt {reply.attempt} is over"
         return None
@@ -254,7 +254,7 @@ class _Run:
                 if step.state is StepState.EXECUTING:
                     self.attempt_failed(i, reason, Outcome.UNKNOWN)
                 elif step.state is StepState.EXECUTED:
-                    self.steps[i] = replace(step, timeout_at=None)
+                    self.steps[i] = step._replace(timeout_at=None)
                 else:
                     self.try_again(i, reason)
         return None if fired else (Verdict.IGNORED, "nothing is due")
@@ -339,7 +339,7 @@ class _Run:
     def attempt_failed(self, i: int, reason: str, outcome: Outcome) -> None:
         step = self.steps[i]
         if outcome is Outcome.UNKNOWN and not step.in_doubt:
-            self.steps[i] = step = replace(step, in_doubt=True)
+            self.steps[i] = step = step._replace(in_doubt=True)
         attempts_left = step.attempt < self.definition.steps[i].retry.max_attempts
         if self.must_go_on(i) or (attempts_left and self.state is SagaState.EXECUTING):
             self.try_again(i, reason)
@@ -416,7 +416,7 @@ class _Run:
             if step.retry_at is not None:
                 self.not_executed(i, step.reason or reason)
             elif not wait_for_answers and not self.definition.steps[i].over_http:
-                self.steps[i] = replace(step, in_doubt=True)
+                self.steps[i] = step._replace(in_doubt=True)
                 self.not_executed(i, reason)
 
     def progress(self) -> None:
@@ -494,11 +494,11 @@ class _Run:
                 payload_of(self.definition, self.steps, i)
             except Unresolved as error:
                 # It may not fail: an operator is called, and can skip it.
-                self.steps[i] = replace(self.steps[i], attempt=attempt, retry_at=None)
+                self.steps[i] = self.steps[i]._replace(attempt=attempt, retry_at=None)
                 self.try_again(i, str(error))
                 return
-        self.steps[i] = replace(
-            self.steps[i], attempt=attempt, timeout_at=self.at + definition.timeout_ms, retry_at=None
+        self.steps[i] = self.steps[i]._replace(
+            attempt=attempt, timeout_at=self.at + definition.timeout_ms, retry_at=None
         )
         final = operation is Operation.ACTION and not self.must_go_on(i) and attempt >= definition.retry.max_attempts
         self.effects.append(SendCommand(i, operation, attempt, final))

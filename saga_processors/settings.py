@@ -28,8 +28,8 @@ class ProcessorSettings(BaseSettings):
     health_host: str = "127.0.0.1"
     #: Inputs folded in one database transaction, at most.
     batch_size: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    #: Inputs taken from Faust that wait for the batch before them.
-    queue_size: Annotated[int, Field(ge=1, le=100_000)] = 4_000
+    #: Fetches of one partition (up to 256 KiB each) taken from Faust that wait for the batch before them.
+    queue_size: Annotated[int, Field(ge=1, le=10_000)] = 64
     #: Sagas kept in memory between batches, so that they need not be read again.
     cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
     #: Steps of a saga, at most. Not below the coordinator's limit: what REST has accepted is never refused here.

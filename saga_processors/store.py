@@ -3,6 +3,7 @@
 Statements are set-based and sent in psycopg's pipeline mode: two round trips a batch whatever its size.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,12 +69,15 @@ class JournalRow:
     at: datetime
 
 
+#: Of a batch, for each partition: the position it stood at, and the offset it stands at afterwards.
+Moves = dict[int, tuple[PartitionPosition, int]]
+
+
 @dataclass(slots=True)
 class BatchWrite:
     """What one batch changes. Ids map to what is to be written of the transaction."""
 
-    #: For each partition: the offset it stood at, and the one it stands at afterwards.
-    moves: dict[int, tuple[PartitionPosition, int]] = field(default_factory=dict)
+    moves: Moves = field(default_factory=dict)
     journal: list[JournalRow] = field(default_factory=list)
     #: Transactions whose first input is in this batch.
     created: dict[str, Entry] = field(default_factory=dict)
@@ -85,6 +89,8 @@ class BatchWrite:
     awaited: set[str] = field(default_factory=set)
     #: Transaction and request_id of requests that have their answer, in the journal or in this batch.
     answered: set[tuple[str, str]] = field(default_factory=set)
+    #: Inputs by type and outcome, for the metrics.
+    outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +189,7 @@ class Store:
                 ([row[0] for row in rows], [row[1] for row in rows]),
             )
 
-    async def begin(self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str]) -> dict[str, Entry]:
+    async def begin(self, moves: Moves, ids: Sequence[str]) -> dict[str, Entry]:
         """Open the batch's transaction: move every partition forward, then read the states of ``ids``.
 
         The compare-and-set locks the partition rows until :meth:`commit`, so of two processes that believe they

@@ -74,7 +74,9 @@ def run(platform: Platform, database: str, *scenarios: Scenario, topic_id: str =
         store = await Store.connect(database, "guard", idle_limit=10)
         input_log = InputLog(platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"])
         try:
-            await scenario(make(platform, store, input_log, sent, topic_id), sent)
+            processor = make(platform, store, input_log, sent, topic_id)
+            await scenario(processor, sent)
+            await processor.settle()
         finally:
             input_log.close()
             await store.close()

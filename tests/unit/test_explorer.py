@@ -159,7 +159,7 @@ def test_a_machine_that_forgets_doubt_leaves_half_of_it_done() -> None:
         decision = saga_machine.advance(saga, event, at)
         if decision.machine is None or decision.verdict is not Verdict.APPLIED:
             return decision
-        steps = tuple(replace(s, in_doubt=False) for s in decision.machine.steps)
+        steps = tuple(s._replace(in_doubt=False) for s in decision.machine.steps)
         return replace(decision, machine=replace(decision.machine, steps=steps))
 
     report = explore(sequence("a"), advance=forgetful)
@@ -175,7 +175,7 @@ def test_a_machine_that_waits_without_a_timer_is_a_deadlock() -> None:
         if decision.machine is None:
             return decision
         steps = tuple(
-            replace(s, timeout_at=None) if s.state is StepState.COMPENSATING else s for s in decision.machine.steps
+            s._replace(timeout_at=None) if s.state is StepState.COMPENSATING else s for s in decision.machine.steps
         )
         return replace(decision, machine=replace(decision.machine, steps=steps))
 
