@@ -28,7 +28,7 @@ from schemas import Codec, FluxoraError
 
 #: Where the rebuilt tables are.
 SCHEMA = "fluxora_rebuild"
-_TABLES = ("transactions", "journal", "partitions")
+_TABLES = ("transactions", "journal", "partitions", "withheld")
 #: What follows from the inputs alone. Not ``version`` (counts the changes of a batch's later inputs only),
 #: ``next_deadline`` (may be early), ``created_at`` (REST's clock where REST wrote the row).
 _TRANSACTION_COLUMNS = ("kind", "name", "state", "services", "partition", "definition", "progress", "parked")

@@ -22,12 +22,13 @@ from saga_processors.machine import DeadlinePassed, Verdict
 from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.partitioning import partition_of
+from saga_processors.reason import describe
 from saga_processors.records import KafkaRecord, from_ms, to_ms
 from saga_processors.saga import SagaStarted
-from saga_processors.store import BatchWrite, Entry, JournalRow, Store
+from saga_processors.store import BatchWrite, Entry, JournalRow, Store, Unpublished
 from saga_processors.transaction import ParticipantAddRequested, Transaction, TransactionStarted
 from saga_processors.transaction_definition import Policy
-from schemas import Codec, UndecodableRecord
+from schemas import Codec, RegistryUnavailable, UndecodableRecord
 
 log = structlog.get_logger()
 
@@ -35,8 +36,6 @@ DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
 #: How far the clock's time may be ahead of the log's, ms.
 _CLOCK_SKEW_MS = 24 * 3600 * 1000
 _REQUEST = "fluxora.RequestMade"
-#: Characters of a reason that are kept.
-_REASON_LIMIT = 2_000
 
 FOLDED = Counter("fluxora_inputs_total", "Inputs folded", ["type", "outcome"])
 SKIPPED = Counter("fluxora_inputs_redelivered_total", "Inputs that were folded already, skipped")
@@ -122,7 +121,7 @@ class Processor:
         position = self._positions.get(partition)
         if position is None:
             position = await self._store.position(partition, self._topic_id)
-            if position.published_through < position.next_offset:
+            if position.published_through < position.next_offset or await self._store.unpublished(position):
                 await self._republish(position)
             self._positions[partition] = position
             self._stored_published[partition] = position.published_through
@@ -130,17 +129,30 @@ class Processor:
         return position
 
     async def _republish(self, position: PartitionPosition) -> None:
-        """Publish again from the journal what may not have left. A crash in here: the next one does it again."""
+        """Publish again from the journal what may not have left. A crash in here: the next one does it again.
+
+        What cannot be made any more is withheld, with all that the same transaction decided after it, and the
+        transaction is parked; the others of the partition go on.
+        """
         records: list[KafkaRecord] = []
-        for row in await self._store.unpublished(position):
-            if row.machine is not None and row.transaction_id is not None:
-                at = to_ms(row.at)
-                for stored in row.effects:
-                    if "dead_letter" not in stored:
-                        effect = codecs.effect_from_json(row.machine, stored)
-                        records.append(
-                            codecs.effect_to_record(self._codec, row.transaction_id, row.machine, effect, at)
-                        )
+        kept: dict[str, list[tuple[Unpublished, str]]] = {}
+        rows = await self._store.unpublished(position)
+        for row in rows:
+            id = row.transaction_id or ""
+            # Poison needs no machine: it leaves below.
+            decides = any("dead_letter" not in stored for stored in row.effects)
+            if decides and id in kept:
+                kept[id].append((row, "an earlier one of this transaction is withheld"))
+            elif decides and row.unreadable is not None:
+                kept[id] = [(row, row.unreadable)]
+            elif decides:
+                try:
+                    records += self._effects(row)
+                except RegistryUnavailable:
+                    raise
+                except Exception as error:
+                    log.error("withheld", transaction=id, offset=row.offset, error=traceback.format_exc())
+                    kept[id] = [(row, describe(error))]
             for stored in row.effects:
                 if "dead_letter" in stored:
                     [record] = await self._log.read(position.partition, row.offset, row.offset + 1)
@@ -148,8 +160,21 @@ class Processor:
         await self._publisher.publish(records)
         REPUBLISHED.inc(len(records))
         log.info("republished", partition=position.partition, effects=len(records), since=position.published_through)
+        if kept or any(row.offset < position.published_through for row in rows):
+            await self._store.withhold(position, [one for of_one in kept.values() for one in of_one])
+            for id in kept:
+                self._cache.pop(id, None)
         position.published_through = position.next_offset
         await self._store.set_published([position])
+
+    def _effects(self, row: Unpublished) -> list[KafkaRecord]:
+        assert row.machine is not None and row.transaction_id is not None
+        at, records = to_ms(row.at), []
+        for stored in row.effects:
+            if "dead_letter" not in stored:
+                effect = codecs.effect_from_json(row.machine, stored)
+                records.append(codecs.effect_to_record(self._codec, row.transaction_id, row.machine, effect, at))
+        return records
 
     # ── Delivery ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -293,7 +318,7 @@ class Processor:
                 case DeadlinePassed() if input.due_at > record.timestamp + _CLOCK_SKEW_MS:
                     raise UndecodableRecord(f"due_at {input.due_at} lies in the log's future: no clock is that wrong")
         except (UndecodableRecord, InvalidDefinition, ValueError, KeyError, TypeError, RecursionError) as error:
-            return Decoded(record, known_id, type, None, None, _describe(error))
+            return Decoded(record, known_id, type, None, None, describe(error))
         return Decoded(record, transaction_id, type, body, input)
 
     def _decide(self, decoded: Decoded, write: BatchWrite) -> list[KafkaRecord]:
@@ -311,6 +336,9 @@ class Processor:
         reason: str | None
         if entry is not None and entry.parked:
             outcome, reason = "PARKED", "an earlier input of this transaction is parked"
+        elif entry is not None and entry.unreadable is not None:
+            outcome, reason = "PARKED", entry.unreadable
+            entry = self._park(decoded, write, entry)
         elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
             outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
             state = None if entry is None or entry.machine is None else entry.machine.state
@@ -320,7 +348,7 @@ class Processor:
             except Exception as error:
                 # A bug in the machine. This transaction waits for it to be mended; the others go on.
                 log.error("parked", transaction=id, offset=record.offset, error=traceback.format_exc())
-                outcome, reason = "PARKED", _describe(error)
+                outcome, reason = "PARKED", describe(error)
                 entry = self._park(decoded, write, entry)
             else:
                 outcome, reason, effects = decision.verdict, decision.reason, decision.effects
@@ -386,6 +414,7 @@ class Processor:
         assert id is not None and decoded.body is not None
         if entry is not None:
             entry.parked = True
+            entry.seen_at = from_ms(decoded.record.timestamp)
             if id not in write.created:
                 write.changed[id] = (entry, write.changed[id][1] if id in write.changed else 0)
             return entry
@@ -440,12 +469,6 @@ def _note(id: str, before: Machine | None, after: Machine, write: BatchWrite) ->
         write.awaited.add(id)
     if after.needs_attention and not (before is not None and before.needs_attention):
         ATTENTION.labels("transaction" if is_transaction else "saga").inc()
-
-
-def _describe(error: Exception) -> str:
-    """For people; of bounded length, and without what PostgreSQL's text cannot hold: NUL, and half a surrogate pair."""
-    told = f"{error.__class__.__name__}: {error}"[:_REASON_LIMIT]
-    return told.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _dead_letter(record: Record, problem: str) -> KafkaRecord:
