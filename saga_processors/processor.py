@@ -7,7 +7,8 @@ import asyncio
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from participant.crashpoint import crash_at
 from saga_processors import codec as codecs
 from saga_processors.definition import InvalidDefinition
 from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
-from saga_processors.machine import DeadlinePassed, Verdict
+from saga_processors.machine import DeadlinePassed, UnparkRequested, Verdict
 from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.partitioning import partition_of
@@ -33,6 +34,8 @@ from schemas import Codec, RegistryUnavailable, UndecodableRecord
 log = structlog.get_logger()
 
 DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
+#: Records between two queued inputs that are rather read over than sought past.
+_GAP = 500
 #: How far the clock's time may be ahead of the log's, ms.
 _CLOCK_SKEW_MS = 24 * 3600 * 1000
 _REQUEST = "fluxora.RequestMade"
@@ -59,6 +62,15 @@ class Decoded:
     input: Input | None
     #: Why it is poison.
     problem: str | None = None
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What waits for a parked transaction."""
+
+    inputs: list[Decoded] = field(default_factory=list)
+    #: Why not all of it can be read.
+    gone: str | None = None
 
 
 class Processor:
@@ -261,36 +273,120 @@ class Processor:
         if not records:
             return
         decoded = [self._decode(record) for record in records]
+        unparks = [i for i, one in enumerate(decoded) if isinstance(one.input, UnparkRequested)]
+        if any(unparks):
+            # Each is the first of a batch: all that is queued is then in the journal.
+            for start, end in pairwise([0, *filter(None, unparks), len(records)]):
+                await self._fold(records[start:end])
+            return
+        queue = await self._queued(decoded[0]) if unparks else None
         moves = {r.partition: (self._positions[r.partition], r.offset + 1) for r in records}
         wanted = {d.transaction_id for d in decoded if d.transaction_id is not None}
         unknown = [id for id in wanted if id not in self._cache]
         BATCH.observe(len(records))
         with BATCH_SECONDS.labels("begin").time():
-            loaded = await self._store.begin(moves, unknown)
+            loaded = await self._store.begin(moves, unknown, None if queue is None else decoded[0].transaction_id)
             self._cache.update(loaded)
             # A request is decided once. The log may hold a second copy of it (Debezium delivers at least once), and
             # what was refused when the first one came, and the caller told so, must not be granted behind its back.
-            requests = [d.body["request_id"] for d in decoded if d.type == _REQUEST and d.body is not None]
+            requests = [
+                d.body["request_id"]
+                for d in [*(() if queue is None else queue.inputs), *decoded]
+                if d.type == _REQUEST and d.body is not None
+            ]
             answered = await self._store.answered(requests) if requests else set()
         with BATCH_SECONDS.labels("decide").time():
             write = BatchWrite(moves=moves, answered=answered)
+            cannot = None if queue is None else self._refold(decoded[0], queue, write)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
+            if cannot is not None:
+                # Whoever asked for it is told.
+                write.journal[0].reason = cannot
         crash_at("processor.before_commit")
         with BATCH_SECONDS.labels("commit").time():
             await self._store.commit(write)
         crash_at("processor.after_commit")
-        with BATCH_SECONDS.labels("publish").time():
-            await self._publisher.publish(effects)
+        if write.unparked is None:
+            with BATCH_SECONDS.labels("publish").time():
+                await self._publisher.publish(effects)
         crash_at("processor.after_publish")
         for position, next_offset in moves.values():
             self._stored_published[position.partition] = position.published_through
             self._moved_at[position.partition] = time.monotonic()
-            position.next_offset = position.published_through = next_offset
+            position.next_offset = next_offset
+            if write.unparked is not None:
+                # From the journal, as after a crash: what was folded late leaves before what came after it.
+                await self._republish(position)
+            position.published_through = next_offset
         self._tidy_cache(write)
         for id, entry in loaded.items():
             if entry.partition not in moves:
                 # A misrouted input named it. Its own partition may be another process's: what we know of it ages.
                 self._cache.pop(id, None)
+
+    async def _queued(self, unpark: Decoded) -> _Queue:
+        """The inputs that wait behind the one that parked the transaction, and that one, from the log.
+
+        Nobody adds to them meanwhile: should another process own the partition by now, :meth:`Store.begin` says so.
+        """
+        id, partition = unpark.transaction_id, unpark.record.partition
+        assert id is not None
+        self._cache.pop(id, None)
+        wanted = await self._store.queued(id, partition)
+        found = _Queue()
+        while wanted:
+            several = [wanted[0]]
+            for offset in wanted[1:]:
+                if offset - several[-1] > _GAP or offset - several[0] >= self._batch_size:
+                    break
+                several.append(offset)
+            wanted = wanted[len(several) :]
+            try:
+                records = await self._log.read(partition, several[0], several[-1] + 1)
+            except Halted:
+                found.gone = f"the log no longer holds input {partition}/{several[0]}, or one after it"
+                break
+            found.inputs += [self._decode(records[offset - several[0]]) for offset in several]
+        return found
+
+    def _refold(self, unpark: Decoded, queue: _Queue, write: BatchWrite) -> str | None:
+        """Fold what was queued, as it would have been folded in its time; all of it, or nothing.
+
+        Each at the log's time of its own, so that state and journal become what a fold of the log by a machine
+        without the fault comes to (``fluxora rebuild``). It is as if the processors had been down for this transaction.
+
+        Returns why it cannot be done: the transaction stays parked.
+        """
+        id = unpark.transaction_id
+        assert id is not None
+        entry = self._cache.pop(id, None)
+        if entry is None or not entry.parked or entry.partition != unpark.record.partition:
+            if entry is not None:
+                self._cache[id] = entry
+            return None
+        cannot = entry.unreadable or queue.gone
+        tried = BatchWrite(moves=write.moves, answered=set(write.answered))
+        if cannot is None:
+            if entry.machine is not None:
+                self._cache[id] = replace(entry, parked=False)
+            for one in queue.inputs:
+                self._decide(one, tried)
+                if tried.journal[-1].outcome == "PARKED":
+                    at = f"{one.record.partition}/{one.record.offset}"
+                    cannot = f"it is still not possible: input {at}: {tried.journal[-1].reason}"
+                    break
+        if cannot is not None:
+            self._cache[id] = entry
+            return cannot
+        write.unparked, write.refolded = id, tried.journal
+        write.created, write.changed, write.answered = tried.created, tried.changed, tried.answered
+        write.awaited.add(id)
+        if id in self._cache and id not in write.created:
+            # Parked it had no deadline.
+            write.changed.setdefault(id, (self._cache[id], 0))
+            write.rearmed.add(id)
+        log.warning("unparked", transaction=id, inputs=len(queue.inputs), request=unpark.body)
+        return None
 
     def _decode(self, record: Record) -> Decoded:
         """Understand a record. What cannot be understood is poison: it is dead-lettered, and the log goes on."""
@@ -453,8 +549,8 @@ class Processor:
         for entry in write.created.values():
             entry.definition = None
         for id in [*write.created, *write.changed]:
-            machine = self._cache[id].machine
-            if machine is not None and machine.ended:
+            kept = self._cache.get(id)
+            if kept is not None and kept.machine is not None and kept.machine.ended:
                 del self._cache[id]
         while len(self._cache) > self._cache_size:
             del self._cache[next(iter(self._cache))]

@@ -90,6 +90,9 @@ class BatchWrite:
     rearmed: set[str] = field(default_factory=set)
     #: Those that ended, were asked for something, or (two-phase commits) changed their state.
     awaited: set[str] = field(default_factory=set)
+    #: A parked transaction that goes on, and the rows of its inputs that had been queued, folded now.
+    unparked: str | None = None
+    refolded: list[JournalRow] = field(default_factory=list)
     #: Transaction and request_id of requests that have their answer, in the journal or in this batch.
     answered: set[tuple[str, str]] = field(default_factory=set)
 
@@ -230,11 +233,16 @@ class Store:
                 ([row[0] for row in rows], [row[1] for row in rows]),
             )
 
-    async def begin(self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str]) -> dict[str, Entry]:
+    async def begin(
+        self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str], unparking: str | None = None
+    ) -> dict[str, Entry]:
         """Open the batch's transaction: move every partition forward, then read the states of ``ids``.
 
         The compare-and-set locks the partition rows until :meth:`commit`, so of two processes that believe they
         own a partition only one gets further, and what it reads then is what the other one committed.
+
+        Args:
+            unparking: one of ``ids`` whose machine is read though it is parked.
 
         Raises:
             Halted: another process has moved a partition; this one is a zombie and must let go.
@@ -272,7 +280,7 @@ class Store:
         loaded = {}
         for id, partition, parked, kind, *stored in rows:
             # Nothing is folded into a parked one, so it need not be readable.
-            machine, unreadable = (None, None) if parked else _read(kind, *stored)
+            machine, unreadable = (None, None) if parked and id != unparking else _read(kind, *stored)
             loaded[id] = Entry(partition, machine, parked, unreadable, kind=kind)
             loaded[id].stored_participants = _participants(machine)
         return loaded
@@ -298,6 +306,8 @@ class Store:
         """
         awaited = list(batch.awaited)
         async with self._connection.pipeline():
+            if batch.unparked is not None:
+                await self._unpark(batch.unparked, batch.refolded)
             await self._insert_journal(batch.journal)
             created = await self._upsert(batch.created) if batch.created else None
             changed = await self._update(batch) if batch.changed else None
@@ -311,6 +321,44 @@ class Store:
                 "the others were removed or are folded from another partition. Nothing was committed."
             )
         await self._connection.execute("COMMIT")
+
+    async def queued(self, transaction_id: str, partition: int) -> list[int]:
+        """Return the offsets of the inputs that wait behind the one that parked the transaction, and its own."""
+        cursor = await self._connection.execute(
+            "SELECT \"offset\" FROM journal WHERE transaction_id = %s AND partition = %s AND outcome = 'PARKED' "
+            'ORDER BY "offset"',
+            (transaction_id, partition),
+        )
+        return [row[0] for row in await cursor.fetchall()]
+
+    async def _unpark(self, transaction_id: str, rows: Sequence[JournalRow]) -> None:
+        """Before what was folded is written: the first write of a transaction passes over no parked one.
+
+        What was decided now leaves by way of ``withheld``: its rows are older than what has been published.
+        """
+        await self._connection.execute(
+            "UPDATE transactions SET parked = false, needs_attention = false WHERE id = %s", (transaction_id,)
+        )
+        await self._connection.execute(
+            "UPDATE journal j SET input = v.input, outcome = v.outcome, reason = v.reason, state = v.state, "
+            "effects = v.effects FROM unnest(%s::smallint[], %s::bigint[], %s::json[], %s::text[], %s::text[], "
+            "%s::text[], %s::json[]) v (partition, number, input, outcome, reason, state, effects) "
+            'WHERE j.partition = v.partition AND j."offset" = v.number',
+            (
+                [row.partition for row in rows],
+                [row.offset for row in rows],
+                text_array(_json(row.input) for row in rows),
+                text_array(row.outcome for row in rows),
+                text_array(row.reason for row in rows),
+                text_array(row.state for row in rows),
+                text_array(_json(row.effects) for row in rows),
+            ),
+        )
+        await self._connection.execute(
+            "INSERT INTO withheld (partition, \"offset\", reason) SELECT *, 'it was folded late' "
+            "FROM unnest(%s::smallint[], %s::bigint[]) ON CONFLICT DO NOTHING",
+            ([row.partition for row in rows if row.effects], [row.offset for row in rows if row.effects]),
+        )
 
     async def _insert_journal(self, rows: Sequence[JournalRow]) -> None:
         await self._connection.execute(
