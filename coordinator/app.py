@@ -5,7 +5,7 @@ from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
 
-from coordinator import definitions, health, openapi, operators, sagas, transaction_openapi
+from coordinator import definitions, health, openapi, operators, sagas, transaction_openapi, unparking
 from coordinator.creation import Creation
 from coordinator.creation_store import CreationStore
 from coordinator.definition_store import DefinitionStore
@@ -111,6 +111,7 @@ def create_app(
     app.include_router(definitions.router(registered))
     app.include_router(operators.router(operators.Operators(store, requests)))
     app.include_router(transactions_router(transactions))
+    app.include_router(unparking.router(unparking.Unparking(store, TransactionStore(database), requests)))
     app.include_router(health.router(database, store, waiting, services, metrics))
     app.state.release_waiters = waiting.release
     return app

@@ -50,7 +50,8 @@ _WRITE = """
 _ANSWERS = """
     SELECT DISTINCT ON (input ->> 'request_id') (input ->> 'request_id')::uuid AS request_id, outcome, reason, state
     FROM public.journal
-    WHERE input ->> 'request_id' = ANY(%s) AND input_type = 'fluxora.RequestMade' AND outcome = ANY(%s)
+    WHERE input ->> 'request_id' = ANY(%s) AND input_type = 'fluxora.RequestMade'
+      AND (outcome = ANY(%s) OR outcome = 'PARKED' AND input ->> 'request' = 'UNPARK')
     ORDER BY input ->> 'request_id', "offset"
 """
 _VERDICTS = [verdict.value for verdict in Verdict]
@@ -148,7 +149,12 @@ class RequestStore:
         async def work(connection: Connection) -> dict[UUID, Answer]:
             rows = await connection.execute(_ANSWERS, ([str(id) for id in request_ids], _VERDICTS))
             return {
-                row["request_id"]: Answer(Verdict(row["outcome"]), row["reason"], row["state"])
+                row["request_id"]: Answer(
+                    # To unpark what cannot be folded yet: it is refused, and says why.
+                    Verdict.REJECTED if row["outcome"] == "PARKED" else Verdict(row["outcome"]),
+                    row["reason"],
+                    row["state"],
+                )
                 for row in await rows.fetchall()
             }
 

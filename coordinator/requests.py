@@ -96,6 +96,23 @@ class Requests:
             raise Conflict(answer.reason or f"{what.value} is not possible: the state is {state}", state)
         return answer
 
+    async def answered(
+        self,
+        http: Request,
+        kind: str,
+        transaction_id: UUID,
+        what: What,
+        plain: Any,
+        *,
+        who: str | None,
+        why: str | None,
+    ) -> bool:
+        """Whether this very request, known by its Idempotency-Key, was decided before."""
+        return (
+            await self._look(await self._asked(http, kind, transaction_id, what, plain, None, None, who, why))
+            is not None
+        )
+
     async def _write(self, asked: Asked) -> Written:
         crash_at("coordinator.before_request")
         written = await self._gathering.write(asked)

@@ -56,6 +56,18 @@ class TransactionStore:
 
         return await self._database.run(work)
 
+    async def parked(self, id: UUID, kind: str) -> bool | None:
+        """Whether inputs of the transaction are queued; ``None``: there is none of this kind."""
+
+        async def work(connection: Connection) -> bool | None:
+            found = await connection.execute(
+                "SELECT parked FROM public.transactions WHERE id = %s AND kind = %s", (id, kind)
+            )
+            row = await found.fetchone()
+            return None if row is None else bool(row["parked"])
+
+        return await self._database.run(work)
+
     async def page(self, wanted: TransactionFilter, limit: int) -> list[dict[str, Any]]:
         """Summaries of at most ``limit`` transactions, newest first, as columns."""
         conditions = ["kind = 'transaction'"]

@@ -6,10 +6,14 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from coordinator.views import json_text, time, time_of_ms
+import structlog
+
+from coordinator.views import UNREADABLE, json_text, time, time_of_ms
 from saga_processors.transaction import TERMINAL, Participant, TransactionState
 from saga_processors.transaction_codec import definition_from_record, transaction_from_json
 from saga_processors.transaction_definition import Policy
+
+log = structlog.get_logger()
 
 #: Commit or abort is decided.
 DECIDED = frozenset(
@@ -42,15 +46,25 @@ class TransactionRow:
 
 
 def view(row: TransactionRow) -> dict[str, Any]:
-    """The answer of ``GET /transactions/{id}``; its shape is ``transaction_models.TransactionView``."""
-    if row.progress is None:
+    """The answer of ``GET /transactions/{id}``; its shape is ``transaction_models.TransactionView``.
+
+    What is stored of a parked transaction may not be readable; then it is shown as it began.
+    """
+    machine = None
+    if row.progress is not None:
+        try:
+            machine = transaction_from_json(row.definition, row.state, row.progress)
+        except Exception as error:
+            if not row.parked:
+                raise
+            log.warning("unreadable", transaction=str(row.id), error=repr(error))
+    if machine is None:
         definition = definition_from_record(row.definition, Policy())
         participants = tuple(Participant(participant) for participant in definition.participants)
         # By the log's clock it will be a moment later.
         timeout_at: str | None = time(row.created_at + timedelta(milliseconds=definition.timeout_ms))
-        reason = None
+        reason = None if row.progress is None else UNREADABLE
     else:
-        machine = transaction_from_json(row.definition, row.state, row.progress)
         definition, participants, reason = machine.definition, machine.participants, machine.reason
         timeout_at = time_of_ms(machine.timeout_at)
     return {

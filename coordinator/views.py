@@ -7,8 +7,14 @@ from typing import Any
 from uuid import UUID
 
 import orjson
+import structlog
 
 from saga_processors.saga import TERMINAL, SagaState, StepState
+
+log = structlog.get_logger()
+
+#: In the place of a parked transaction's reason.
+UNREADABLE = "what is stored of its progress cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +38,20 @@ class SagaRow:
 
 
 def view(row: SagaRow) -> dict[str, Any]:
-    """The answer of ``GET /sagas/{id}``; its shape is ``models.SagaView``."""
-    progress = row.progress or {}
+    """The answer of ``GET /sagas/{id}``; its shape is ``models.SagaView``.
+
+    What is stored of a parked saga may not be readable; then it is shown as it began.
+    """
+    try:
+        return _view(row, row.progress or {})
+    except Exception as error:
+        if not row.parked:
+            raise
+        log.warning("unreadable", saga=str(row.id), error=repr(error))
+        return _view(row, {"reason": UNREADABLE})
+
+
+def _view(row: SagaRow, progress: Mapping[str, Any]) -> dict[str, Any]:
     told: Sequence[Mapping[str, Any]] = progress.get("steps", ())
     steps = [
         _step(definition, told[i] if i < len(told) else {}) for i, definition in enumerate(row.definition["steps"])

@@ -28,7 +28,7 @@ from schemas import Codec, FluxoraError
 
 #: Where the rebuilt tables are.
 SCHEMA = "fluxora_rebuild"
-_TABLES = ("transactions", "journal", "partitions")
+_TABLES = ("transactions", "journal", "partitions", "withheld")
 #: What follows from the inputs alone. Not ``version`` (counts the changes of a batch's later inputs only),
 #: ``next_deadline`` (may be early), ``created_at`` (REST's clock where REST wrote the row).
 _TRANSACTION_COLUMNS = ("kind", "name", "state", "services", "partition", "definition", "progress", "parked")
@@ -267,6 +267,13 @@ class Rebuild:
             moved = {p: offset for p, offset in live.items() if offset != ends.get(p, 0)}
             if moved:
                 raise CannotRebuild(f"partitions {sorted(moved)} have moved meanwhile; run it again")
+            # What was queued behind a parked transaction and is folded now has never left.
+            self._connection.execute(
+                'INSERT INTO public.withheld (partition, "offset", reason) '
+                "SELECT partition, \"offset\", 'it was folded by a rebuild' FROM public.journal l "
+                f'JOIN {SCHEMA}.journal r USING (partition, "offset") '
+                "WHERE l.outcome = 'PARKED' AND r.effects IS NOT NULL ON CONFLICT DO NOTHING"
+            )
             self._connection.execute("DELETE FROM public.journal")
             self._connection.execute(f"INSERT INTO public.journal SELECT * FROM {SCHEMA}.journal")
             self._connection.execute(

@@ -132,6 +132,13 @@ def skip(
         _print_saga(sagas.skip(saga_id, step, who=who or _user(), why=why), as_json)
 
 
+@app.command(epilog="Example: fluxora saga unpark 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10 --why 'fixed in 1.4.1'")
+def unpark(saga_id: Id, who: Who = None, why: Why = None, as_json: Json = False) -> None:
+    """Fold what was queued behind an input that could not be folded, once that is mended. Reads COORDINATOR_URL."""
+    with _client() as sagas:
+        _print_saga(sagas.unpark(saga_id, who=who or _user(), why=why), as_json)
+
+
 @app.command(epilog="Example: fluxora saga definitions order")
 def definitions(
     name: Annotated[str | None, typer.Argument(help="Only the versions of this definition.")] = None,

@@ -1,4 +1,4 @@
-"""``fluxora tx list|show|commit|abort|indoubt``: two-phase commits over the coordinator's REST API."""
+"""``fluxora tx list|show|commit|abort|unpark|indoubt``: two-phase commits over the coordinator's REST API."""
 
 import getpass
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +100,11 @@ def abort(transaction_id: Id, who: Who = None, why: Why = None, as_json: Json = 
     _decide(transaction_id, "abort", who, why, as_json)
 
 
+def unpark(transaction_id: Id, who: Who = None, why: Why = None, as_json: Json = False) -> None:
+    """Fold what was queued behind an input that could not be folded, once that is mended. Reads COORDINATOR_URL."""
+    _decide(transaction_id, "unpark", who, why, as_json)
+
+
 def register(tx_app: typer.Typer) -> None:
     """Put the commands into the group ``tx``."""
     id = "0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10"
@@ -107,6 +112,7 @@ def register(tx_app: typer.Typer) -> None:
     tx_app.command(epilog=f"Example: fluxora tx show {id}")(show)
     tx_app.command(epilog=f"Example: fluxora tx commit {id} --why 'approved by hand'")(commit)
     tx_app.command(epilog=f"Example: fluxora tx abort {id} --why 'the client is gone'")(abort)
+    tx_app.command(epilog=f"Example: fluxora tx unpark {id} --why 'fixed in 1.4.1'")(unpark)
     tx_app.command(epilog="Example: fluxora tx indoubt --older-than 1m")(indoubt)
 
 

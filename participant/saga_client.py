@@ -266,6 +266,10 @@ class SagaClient:
         """Take a step's action, or its compensation, for done: somebody has seen to it. Raises Conflict."""
         return self._ask(saga_id, "skip", step, who, why)
 
+    def unpark(self, saga_id: str | UUID, *, who: str | None = None, why: str | None = None) -> SagaStatus:
+        """Fold what was queued behind an input that could not be folded. Raises Conflict if it still cannot."""
+        return self._ask(saga_id, "unpark", None, who, why)
+
     def _ask(self, saga_id: str | UUID, verb: str, step: str | None, who: str | None, why: str | None) -> SagaStatus:
         told = (("step", step), ("who", who or self._service_name), ("why", why))
         body = {name: value for name, value in told if value is not None}

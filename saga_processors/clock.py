@@ -3,10 +3,14 @@
 Any number of clocks may run. A deadline is claimed for a while, then produced; a clock that dies in between loses
 nothing, because the claim ends and another look finds it. One that produces twice does no harm: the machine
 answers a deadline that is no longer due with "nothing is due".
+
+A deadline that was produced and is not folded (no processor runs, or they lag) is produced again, in case its first
+claim was one of a clock that died; but ever more seldom, so that the log does not grow by it while nobody reads it.
 """
 
 import signal
 import threading
+from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -25,14 +29,20 @@ log = structlog.get_logger()
 PRODUCED = Counter("fluxora_deadlines_total", "DeadlinePassed inputs produced")
 
 _CLAIM = """
-UPDATE transactions SET deadline_claimed_until = clock_timestamp() + %s * interval '1 second'
+UPDATE transactions SET deadline_claimed_until = clock_timestamp() + interval '1 second' * CASE
+    -- Nobody has claimed it since it was set.
+    WHEN deadline_claimed_until IS NULL THEN %(lease)s
+    -- As long as it is late already: the waits double.
+    ELSE least(greatest(%(lease)s, extract(epoch FROM clock_timestamp() - next_deadline)), %(longest)s) END
 WHERE id IN (
     SELECT id FROM transactions
     WHERE next_deadline <= clock_timestamp()
       AND (deadline_claimed_until IS NULL OR deadline_claimed_until < clock_timestamp())
-    ORDER BY next_deadline LIMIT %s FOR UPDATE SKIP LOCKED)
+    ORDER BY next_deadline LIMIT %(batch)s FOR UPDATE SKIP LOCKED)
 RETURNING id, next_deadline
 """
+# What the brokers did not take is in no log: it is due as before.
+_RELEASE = "UPDATE transactions SET deadline_claimed_until = NULL WHERE id = ANY(%s)"
 
 
 class Clock:
@@ -64,13 +74,31 @@ class Clock:
             settings.database_url, autocommit=True, application_name=settings.instance, connect_timeout=5
         ) as connection:
             while not self._stop.is_set():
-                due = connection.execute(_CLAIM, (settings.clock_lease, settings.clock_batch)).fetchall()
-                for id, deadline in due:
-                    self._produce(id, to_ms(deadline))
-                if due:
-                    self._flush(len(due))
-                if len(due) < settings.clock_batch:
+                if self.look(connection) < settings.clock_batch:
                     self._stop.wait(settings.clock_interval)
+
+    def look(self, connection: psycopg.Connection[Any]) -> int:
+        """Produce the deadlines that have passed; returns how many.
+
+        Raises:
+            ConnectionError: the brokers have not taken all of them; the process must end, and they are found again.
+        """
+        settings = self._settings
+        limits = {
+            "lease": settings.clock_lease,
+            "longest": max(settings.clock_lease, settings.clock_lease_max),
+            "batch": settings.clock_batch,
+        }
+        due = connection.execute(_CLAIM, limits).fetchall()
+        for id, deadline in due:
+            self._produce(id, to_ms(deadline))
+        if due:
+            try:
+                self._flush(len(due))
+            except ConnectionError:
+                connection.execute(_RELEASE, ([id for id, _ in due],))
+                raise
+        return len(due)
 
     def _produce(self, id: UUID, due_at: int) -> None:
         value = self._codec.encode("fluxora.DeadlinePassed", {"transaction_id": str(id), "due_at": due_at})
@@ -79,7 +107,6 @@ class Clock:
     def _flush(self, count: int) -> None:
         waiting = self._producer.flush(self._settings.publish_timeout)
         if waiting or self._failed:
-            # They stay claimed for the lease, then they are found again.
             raise ConnectionError(f"{waiting + self._failed} of {count} deadlines were not acknowledged by the brokers")
         PRODUCED.inc(count)
 

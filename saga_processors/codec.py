@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from saga_processors import saga_codec, transaction_codec
-from saga_processors.machine import DeadlinePassed, Request
+from saga_processors.machine import DeadlinePassed, Request, UnparkRequested
 from saga_processors.machines import Effect, Input, Machine
 from saga_processors.records import KafkaRecord, to_ms
 from saga_processors.saga import Effect as SagaEffect
@@ -52,6 +52,8 @@ def input_from_record(name: str, record: Mapping[str, Any], policy: Policy = DEF
                     return transaction_codec.request_from_record(Request(record["request"]), record)
                 case Request.CANCEL | Request.RETRY | Request.SKIP:
                     return saga_codec.request_from_record(record)
+                case Request.UNPARK:
+                    return UnparkRequested()
             raise UndecodableRecord(f"there is no request {record['request'][:100]!r}")
     raise UndecodableRecord(f"{name} is no input of a transaction")
 

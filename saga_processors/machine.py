@@ -40,6 +40,15 @@ class DeadlinePassed:
     due_at: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnparkRequested:
+    """Input: an operator asks that the inputs queued behind one that could not be folded be folded now.
+
+    The processor does that, before this input comes to the machine, to which it says nothing: a fold of the log that
+    never had to park the transaction comes to the same state.
+    """
+
+
 class Request(StrEnum):
     """What somebody may ask a transaction for (fluxora.RequestMade)."""
 
@@ -55,3 +64,5 @@ class Request(StrEnum):
     RETRY = "RETRY"
     #: Take a step's action, or its compensation, for done.
     SKIP = "SKIP"
+    #: Of either, when it is parked: fold its queued inputs.
+    UNPARK = "UNPARK"

@@ -1,6 +1,6 @@
 """Every machine behind one function: which one folds an input. Pure."""
 
-from saga_processors.machine import Decision, Verdict
+from saga_processors.machine import Decision, UnparkRequested, Verdict
 from saga_processors.saga import Effect as SagaEffect
 from saga_processors.saga import Input as SagaInput
 from saga_processors.saga import Saga, SagaStarted
@@ -11,7 +11,7 @@ from saga_processors.transaction import Transaction, TransactionStarted
 from saga_processors.transaction import advance as advance_transaction
 
 Machine = Saga | Transaction
-Input = SagaInput | TransactionInput
+Input = SagaInput | TransactionInput | UnparkRequested
 Effect = SagaEffect | TransactionEffect
 
 
@@ -27,6 +27,8 @@ def advance(machine: Machine | None, event: Input, at: int) -> Decision[Machine,
             if isinstance(event, TransactionStarted):
                 return advance_transaction(None, event, at)
             return Decision(None, (), Verdict.REJECTED, "no such transaction")
+        case _ if isinstance(event, UnparkRequested):
+            return Decision(machine, (), Verdict.APPLIED)
         case Saga():
             if isinstance(event, SagaInput):
                 return advance_saga(machine, event, at)

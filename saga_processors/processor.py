@@ -8,7 +8,8 @@ import re
 import time
 import traceback
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import structlog
@@ -18,27 +19,28 @@ from participant.crashpoint import crash_at
 from saga_processors import codec as codecs
 from saga_processors.definition import InvalidDefinition
 from saga_processors.log import INPUT_TOPIC, InputLog, Publisher
-from saga_processors.machine import DeadlinePassed, Verdict
+from saga_processors.machine import DeadlinePassed, UnparkRequested, Verdict
 from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.partitioning import partition_of
+from saga_processors.reason import describe
 from saga_processors.records import KafkaRecord, from_ms, to_ms
 from saga_processors.saga import SagaStarted
-from saga_processors.store import BatchWrite, Entry, JournalRow, Moves, Store
+from saga_processors.store import BatchWrite, Entry, JournalRow, Moves, Store, Unpublished
 from saga_processors.transaction import ParticipantAddRequested, Transaction, TransactionStarted
 from saga_processors.transaction_definition import Policy
-from schemas import Codec, UndecodableRecord
+from schemas import Codec, RegistryUnavailable, UndecodableRecord
 
 log = structlog.get_logger()
 
 DLQ_TOPIC = f"{INPUT_TOPIC}.dlq"
+#: Records between two queued inputs that are rather read over than sought past.
+_GAP = 500
 #: How far the clock's time may be ahead of the log's, ms.
 _CLOCK_SKEW_MS = 24 * 3600 * 1000
 _REQUEST = "fluxora.RequestMade"
 #: RFC 9562, in lower case: one text for one id.
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
-#: Characters of a reason that are kept.
-_REASON_LIMIT = 2_000
 
 FOLDED = Counter("fluxora_inputs_total", "Inputs folded", ["type", "outcome"])
 SKIPPED = Counter("fluxora_inputs_redelivered_total", "Inputs that were folded already, skipped")
@@ -62,6 +64,15 @@ class Decoded:
     input: Input | None
     #: Why it is poison.
     problem: str | None = None
+
+
+@dataclass(slots=True)
+class _Queue:
+    """What waits for a parked transaction."""
+
+    inputs: list[Decoded] = field(default_factory=list)
+    #: Why not all of it can be read.
+    gone: str | None = None
 
 
 class Processor:
@@ -126,7 +137,7 @@ class Processor:
         position = self._positions.get(partition)
         if position is None:
             position = await self._store.position(partition, self._topic_id)
-            if position.published_through < position.next_offset:
+            if position.published_through < position.next_offset or await self._store.unpublished(position):
                 await self._republish(position)
             self._positions[partition] = position
             self._stored_published[partition] = position.published_through
@@ -134,18 +145,31 @@ class Processor:
         return position
 
     async def _republish(self, position: PartitionPosition) -> None:
-        """Publish again from the journal what may not have left. A crash in here: the next one does it again."""
+        """Publish again from the journal what may not have left. A crash in here: the next one does it again.
+
+        What cannot be made any more is withheld, with all that the same transaction decided after it, and the
+        transaction is parked; the others of the partition go on.
+        """
         await self._settle()
         records: list[KafkaRecord] = []
-        for row in await self._store.unpublished(position):
-            if row.machine is not None and row.transaction_id is not None:
-                at = to_ms(row.at)
-                for stored in row.effects:
-                    if "dead_letter" not in stored:
-                        effect = codecs.effect_from_json(row.machine, stored)
-                        records.append(
-                            codecs.effect_to_record(self._codec, row.transaction_id, row.machine, effect, at)
-                        )
+        kept: dict[str, list[tuple[Unpublished, str]]] = {}
+        rows = await self._store.unpublished(position)
+        for row in rows:
+            id = row.transaction_id or ""
+            # Poison needs no machine: it leaves below.
+            decides = any("dead_letter" not in stored for stored in row.effects)
+            if decides and id in kept:
+                kept[id].append((row, "an earlier one of this transaction is withheld"))
+            elif decides and row.unreadable is not None:
+                kept[id] = [(row, row.unreadable)]
+            elif decides:
+                try:
+                    records += self._effects(row)
+                except RegistryUnavailable:
+                    raise
+                except Exception as error:
+                    log.error("withheld", transaction=id, offset=row.offset, error=traceback.format_exc())
+                    kept[id] = [(row, describe(error))]
             for stored in row.effects:
                 if "dead_letter" in stored:
                     [record] = await self._log.read(position.partition, row.offset, row.offset + 1)
@@ -153,8 +177,21 @@ class Processor:
         await self._publisher.publish(records)
         REPUBLISHED.inc(len(records))
         log.info("republished", partition=position.partition, effects=len(records), since=position.published_through)
+        if kept or any(row.offset < position.published_through for row in rows):
+            await self._store.withhold(position, [one for of_one in kept.values() for one in of_one])
+            for id in kept:
+                self._cache.pop(id, None)
         position.published_through = position.next_offset
         await self._store.set_published([position])
+
+    def _effects(self, row: Unpublished) -> list[KafkaRecord]:
+        assert row.machine is not None and row.transaction_id is not None
+        at, records = to_ms(row.at), []
+        for stored in row.effects:
+            if "dead_letter" not in stored:
+                effect = codecs.effect_from_json(row.machine, stored)
+                records.append(codecs.effect_to_record(self._codec, row.transaction_id, row.machine, effect, at))
+        return records
 
     # ── Delivery ───────────────────────────────────────────────────────────────────────────────────────────
 
@@ -252,21 +289,36 @@ class Processor:
         if not records:
             return
         decoded = [self._decode(record) for record in records]
+        unparks = [i for i, one in enumerate(decoded) if isinstance(one.input, UnparkRequested)]
+        if any(unparks):
+            # Each is the first of a batch: all that is queued is then in the journal.
+            for start, end in pairwise([0, *filter(None, unparks), len(records)]):
+                await self._fold(records[start:end])
+            return
+        queue = await self._queued(decoded[0]) if unparks else None
         moves = {r.partition: (self._positions[r.partition], r.offset + 1) for r in records}
         wanted = {d.transaction_id for d in decoded if d.transaction_id is not None}
         unknown = [id for id in wanted if id not in self._cache]
         BATCH.observe(len(records))
         published = {partition: position.published_through for partition, (position, _) in moves.items()}
         with BATCH_SECONDS.labels("begin").time():
-            loaded = await self._store.begin(moves, unknown)
+            loaded = await self._store.begin(moves, unknown, None if queue is None else decoded[0].transaction_id)
             self._cache.update(loaded)
             # A request is decided once. The log may hold a second copy of it (Debezium delivers at least once), and
             # what was refused when the first one came, and the caller told so, must not be granted behind its back.
-            requests = [d.body["request_id"] for d in decoded if d.type == _REQUEST and d.body is not None]
+            requests = [
+                d.body["request_id"]
+                for d in [*(() if queue is None else queue.inputs), *decoded]
+                if d.type == _REQUEST and d.body is not None
+            ]
             answered = await self._store.answered(requests) if requests else set()
         with BATCH_SECONDS.labels("decide").time():
             write = BatchWrite(moves=moves, answered=answered)
+            cannot = None if queue is None else self._refold(decoded[0], queue, write)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
+            if cannot is not None:
+                # Whoever asked for it is told.
+                write.journal[0].reason = cannot
         crash_at("processor.before_commit")
         with BATCH_SECONDS.labels("commit").time():
             await self._store.commit(write)
@@ -278,7 +330,12 @@ class Processor:
             self._moved_at[position.partition] = time.monotonic()
             position.next_offset = next_offset
         await self._settle()
-        self._leaving = asyncio.create_task(self._leave(moves, effects))
+        if write.unparked is None:
+            self._leaving = asyncio.create_task(self._leave(moves, effects))
+        else:
+            # From the journal, as after a crash: what was folded late leaves before what came after it.
+            for position, _ in moves.values():
+                await self._republish(position)
         self._tidy_cache(write)
         for id, entry in loaded.items():
             if entry.partition not in moves:
@@ -296,6 +353,71 @@ class Processor:
         leaving, self._leaving = self._leaving, None
         if leaving is not None:
             await leaving
+
+    async def _queued(self, unpark: Decoded) -> _Queue:
+        """The inputs that wait behind the one that parked the transaction, and that one, from the log.
+
+        Nobody adds to them meanwhile: should another process own the partition by now, :meth:`Store.begin` says so.
+        """
+        id, partition = unpark.transaction_id, unpark.record.partition
+        assert id is not None
+        self._cache.pop(id, None)
+        wanted = await self._store.queued(id, partition)
+        found = _Queue()
+        while wanted:
+            several = [wanted[0]]
+            for offset in wanted[1:]:
+                if offset - several[-1] > _GAP or offset - several[0] >= self._batch_size:
+                    break
+                several.append(offset)
+            wanted = wanted[len(several) :]
+            try:
+                records = await self._log.read(partition, several[0], several[-1] + 1)
+            except Halted:
+                found.gone = f"the log no longer holds input {partition}/{several[0]}, or one after it"
+                break
+            found.inputs += [self._decode(records[offset - several[0]]) for offset in several]
+        return found
+
+    def _refold(self, unpark: Decoded, queue: _Queue, write: BatchWrite) -> str | None:
+        """Fold what was queued, as it would have been folded in its time; all of it, or nothing.
+
+        Each at the log's time of its own, so that state and journal become what a fold of the log by a machine
+        without the fault comes to (``fluxora rebuild``). It is as if the processors had been down for this transaction.
+
+        Returns why it cannot be done: the transaction stays parked.
+        """
+        id = unpark.transaction_id
+        assert id is not None
+        entry = self._cache.pop(id, None)
+        if entry is None or not entry.parked or entry.partition != unpark.record.partition:
+            if entry is not None:
+                self._cache[id] = entry
+            return None
+        cannot = entry.unreadable or queue.gone
+        tried = BatchWrite(moves=write.moves, answered=set(write.answered))
+        if cannot is None:
+            if entry.machine is not None:
+                self._cache[id] = replace(entry, parked=False)
+            for one in queue.inputs:
+                self._decide(one, tried)
+                if tried.journal[-1].outcome == "PARKED":
+                    at = f"{one.record.partition}/{one.record.offset}"
+                    cannot = f"it is still not possible: input {at}: {tried.journal[-1].reason}"
+                    break
+        if cannot is not None:
+            self._cache[id] = entry
+            return cannot
+        write.unparked, write.refolded = id, tried.journal
+        write.created, write.changed, write.answered = tried.created, tried.changed, tried.answered
+        write.outcomes.update(tried.outcomes)
+        write.awaited.add(id)
+        if id in self._cache and id not in write.created:
+            # Parked it had no deadline.
+            write.changed.setdefault(id, (self._cache[id], 0))
+            write.rearmed.add(id)
+        log.warning("unparked", transaction=id, inputs=len(queue.inputs), request=unpark.body)
+        return None
 
     def _decode(self, record: Record) -> Decoded:
         """Understand a record. What cannot be understood is poison: it is dead-lettered, and the log goes on."""
@@ -323,7 +445,7 @@ class Processor:
                 case DeadlinePassed() if input.due_at > record.timestamp + _CLOCK_SKEW_MS:
                     raise UndecodableRecord(f"due_at {input.due_at} lies in the log's future: no clock is that wrong")
         except (UndecodableRecord, InvalidDefinition, ValueError, KeyError, TypeError, RecursionError) as error:
-            return Decoded(record, known_id, type, None, None, _describe(error))
+            return Decoded(record, known_id, type, None, None, describe(error))
         return Decoded(record, transaction_id, type, body, input)
 
     def _decide(self, decoded: Decoded, write: BatchWrite) -> list[KafkaRecord]:
@@ -341,6 +463,9 @@ class Processor:
         reason: str | None
         if entry is not None and entry.parked:
             outcome, reason = "PARKED", "an earlier input of this transaction is parked"
+        elif entry is not None and entry.unreadable is not None:
+            outcome, reason = "PARKED", entry.unreadable
+            entry = self._park(decoded, write, entry)
         elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
             outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
             state = None if entry is None or entry.machine is None else entry.machine.state
@@ -350,7 +475,7 @@ class Processor:
             except Exception as error:
                 # A bug in the machine. This transaction waits for it to be mended; the others go on.
                 log.error("parked", transaction=id, offset=record.offset, error=traceback.format_exc())
-                outcome, reason = "PARKED", _describe(error)
+                outcome, reason = "PARKED", describe(error)
                 entry = self._park(decoded, write, entry)
             else:
                 outcome, reason, effects = decision.verdict, decision.reason, decision.effects
@@ -416,6 +541,7 @@ class Processor:
         assert id is not None and decoded.body is not None
         if entry is not None:
             entry.parked = True
+            entry.seen_at = from_ms(decoded.record.timestamp)
             if id not in write.created:
                 write.changed[id] = (entry, write.changed[id][1] if id in write.changed else 0)
             return entry
@@ -454,8 +580,8 @@ class Processor:
         for entry in write.created.values():
             entry.definition = None
         for id in [*write.created, *write.changed]:
-            machine = self._cache[id].machine
-            if machine is not None and machine.ended:
+            kept = self._cache.get(id)
+            if kept is not None and kept.machine is not None and kept.machine.ended:
                 del self._cache[id]
         while len(self._cache) > self._cache_size:
             del self._cache[next(iter(self._cache))]
@@ -470,12 +596,6 @@ def _note(id: str, before: Machine | None, after: Machine, write: BatchWrite) ->
         write.awaited.add(id)
     if after.needs_attention and not (before is not None and before.needs_attention):
         ATTENTION.labels("transaction" if is_transaction else "saga").inc()
-
-
-def _describe(error: Exception) -> str:
-    """For people; of bounded length, and without what PostgreSQL's text cannot hold: NUL, and half a surrogate pair."""
-    told = f"{error.__class__.__name__}: {error}"[:_REASON_LIMIT]
-    return told.encode("utf-8", "backslashreplace").decode().replace("\0", "\\0")
 
 
 def _dead_letter(record: Record, problem: str) -> KafkaRecord:

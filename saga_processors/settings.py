@@ -59,8 +59,10 @@ class ProcessorSettings(BaseSettings):
     transaction_idle_limit: Annotated[float, Field(ge=1, le=600)] = 10.0
     #: Seconds between the clock's looks for deadlines that have passed.
     clock_interval: Annotated[float, Field(ge=0.01, le=60)] = 0.1
-    #: Seconds after which the clock produces a deadline again that nobody has folded.
+    #: Seconds after which the clock produces a deadline again that nobody has folded; then the waits double.
     clock_lease: Annotated[float, Field(ge=1, le=3600)] = 15.0
+    #: Seconds between two such productions, at most.
+    clock_lease_max: Annotated[float, Field(ge=1, le=24 * 3600)] = 300.0
     #: Deadlines claimed at once.
     clock_batch: Annotated[int, Field(ge=1, le=10_000)] = 500
 

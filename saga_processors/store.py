@@ -3,6 +3,7 @@
 Statements are set-based and sent in psycopg's pipeline mode: two round trips a batch whatever its size.
 """
 
+import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Self
 
 import orjson
 import psycopg
+import structlog
 from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
@@ -19,8 +21,11 @@ from saga_processors.codec import machine_from_json, name_of, progress_to_json, 
 from saga_processors.machine import Verdict
 from saga_processors.machines import Machine
 from saga_processors.partition import Halted, PartitionPosition
+from saga_processors.reason import describe
 from saga_processors.records import from_ms
 from saga_processors.transaction import Transaction
+
+log = structlog.get_logger()
 
 #: PostgreSQL limits a NOTIFY payload to 8000 bytes; an id takes 37.
 _IDS_PER_NOTIFY = 200
@@ -37,6 +42,8 @@ class Entry:
     machine: Machine | None
     #: Inputs of this transaction are queued in the journal because the machine failed on one.
     parked: bool = False
+    #: Why its row could not be read. Its next input parks it; what is stored stays as it is.
+    unreadable: str | None = None
     #: ``transactions.definition``, kept only until the first write.
     definition: dict[str, Any] | None = None
     #: ``transactions.kind``.
@@ -87,6 +94,9 @@ class BatchWrite:
     rearmed: set[str] = field(default_factory=set)
     #: Those that ended, were asked for something, or (two-phase commits) changed their state.
     awaited: set[str] = field(default_factory=set)
+    #: A parked transaction that goes on, and the rows of its inputs that had been queued, folded now.
+    unparked: str | None = None
+    refolded: list[JournalRow] = field(default_factory=list)
     #: Transaction and request_id of requests that have their answer, in the journal or in this batch.
     answered: set[tuple[str, str]] = field(default_factory=set)
     #: Inputs by type and outcome, for the metrics.
@@ -102,6 +112,8 @@ class Unpublished:
     effects: list[dict[str, Any]]
     at: datetime
     machine: Machine | None
+    #: Why there is no machine though its row holds one.
+    unreadable: str | None = None
 
 
 class Store:
@@ -165,17 +177,55 @@ class Store:
         return PartitionPosition(partition, next_offset=row[1], published_through=row[2])
 
     async def unpublished(self, position: PartitionPosition) -> list[Unpublished]:
-        """Return the journal rows whose effects may not have left, in order of the log."""
+        """Return the journal rows whose effects may not have left, in order of the log.
+
+        Those that were withheld (:meth:`withhold`) are among them as soon as their transaction is no longer parked.
+        """
+        columns = 'j."offset", j.transaction_id::text, j.effects, j.at, t.kind, t.definition::text, t.state'
         cursor = await self._connection.execute(
-            'SELECT j."offset", j.transaction_id::text, j.effects, j.at, t.kind, t.definition, t.state, t.progress '
-            "FROM journal j LEFT JOIN transactions t ON t.id = j.transaction_id "
-            'WHERE j.partition = %s AND j."offset" >= %s AND j.effects IS NOT NULL ORDER BY j."offset"',
-            (position.partition, position.published_through),
+            f"SELECT {columns}, t.progress::text FROM journal j LEFT JOIN transactions t ON t.id = j.transaction_id "
+            'WHERE j.partition = %(partition)s AND j."offset" >= %(from)s AND j.effects IS NOT NULL '
+            f'UNION ALL SELECT {columns}, t.progress::text FROM withheld w JOIN journal j USING (partition, "offset") '
+            "JOIN transactions t ON t.id = j.transaction_id AND NOT t.parked "
+            'WHERE w.partition = %(partition)s AND w."offset" < %(from)s ORDER BY 1',
+            {"partition": position.partition, "from": position.published_through},
         )
         return [
-            Unpublished(row[0], row[1], row[2], row[3], None if row[7] is None else machine_from_json(*row[4:8]))
-            for row in await cursor.fetchall()
+            Unpublished(offset, id, effects, at, *_read(*stored))
+            for offset, id, effects, at, *stored in await cursor.fetchall()
         ]
+
+    async def withhold(self, position: PartitionPosition, kept: Sequence[tuple[Unpublished, str]]) -> None:
+        """Record that all of :meth:`unpublished` has left but ``kept``, with why; park the transactions of those.
+
+        One transaction. A crash before its commit: whoever has the partition publishes, and comes here, again.
+
+        Raises:
+            Halted: another process has moved the partition; nothing was written.
+        """
+        async with self._connection.transaction():
+            moved = await self._connection.execute(
+                "UPDATE partitions SET published_through = next_offset WHERE partition = %s AND next_offset = %s",
+                (position.partition, position.next_offset),
+            )
+            if moved.rowcount != 1:
+                raise Halted(f"partition {position.partition} was moved by another processor. Nothing was written.")
+            await self._connection.execute(
+                "DELETE FROM withheld w USING journal j, transactions t WHERE w.partition = %s "
+                'AND j.partition = w.partition AND j."offset" = w."offset" AND t.id = j.transaction_id '
+                "AND NOT t.parked",
+                (position.partition,),
+            )
+            await self._connection.execute(
+                'INSERT INTO withheld (partition, "offset", reason) '
+                "SELECT %s, * FROM unnest(%s::bigint[], %s::text[]) ON CONFLICT DO NOTHING",
+                (position.partition, [row.offset for row, _ in kept], text_array(reason for _, reason in kept)),
+            )
+            await self._connection.execute(
+                "UPDATE transactions SET parked = true, needs_attention = true, next_deadline = NULL, "
+                "deadline_claimed_until = NULL WHERE id = ANY(%s::uuid[])",
+                (text_array({row.transaction_id for row, _ in kept}),),
+            )
 
     async def set_published(self, positions: Iterable[PartitionPosition]) -> None:
         """Record how far effects have left, without waiting for the disk: losing it costs only duplicates."""
@@ -189,11 +239,14 @@ class Store:
                 ([row[0] for row in rows], [row[1] for row in rows]),
             )
 
-    async def begin(self, moves: Moves, ids: Sequence[str]) -> dict[str, Entry]:
+    async def begin(self, moves: Moves, ids: Sequence[str], unparking: str | None = None) -> dict[str, Entry]:
         """Open the batch's transaction: move every partition forward, then read the states of ``ids``.
 
         The compare-and-set locks the partition rows until :meth:`commit`, so of two processes that believe they
         own a partition only one gets further, and what it reads then is what the other one committed.
+
+        Args:
+            unparking: one of ``ids`` whose machine is read though it is parked.
 
         Raises:
             Halted: another process has moved a partition; this one is a zombie and must let go.
@@ -215,8 +268,8 @@ class Store:
             )
             found = (
                 await self._connection.execute(
-                    "SELECT id::text, partition, parked, kind, definition, state, progress FROM transactions "
-                    "WHERE id = ANY(%s::uuid[]) AND (version > 0 OR parked)",
+                    "SELECT id::text, partition, parked, kind, definition::text, state, progress::text "
+                    "FROM transactions WHERE id = ANY(%s::uuid[]) AND (version > 0 OR parked)",
                     (text_array(ids),),
                 )
                 if ids
@@ -228,17 +281,12 @@ class Store:
                 "left them: another processor owns them now. Nothing was written."
             )
         rows = await found.fetchall() if found is not None else []
-        loaded = {
-            id: Entry(
-                partition=partition,
-                machine=None if progress is None else machine_from_json(kind, definition, state, progress),
-                parked=parked,
-                kind=kind,
-            )
-            for id, partition, parked, kind, definition, state, progress in rows
-        }
-        for entry in loaded.values():
-            entry.stored_participants = _participants(entry.machine)
+        loaded = {}
+        for id, partition, parked, kind, *stored in rows:
+            # Nothing is folded into a parked one, so it need not be readable.
+            machine, unreadable = (None, None) if parked and id != unparking else _read(kind, *stored)
+            loaded[id] = Entry(partition, machine, parked, unreadable, kind=kind)
+            loaded[id].stored_participants = _participants(machine)
         return loaded
 
     async def answered(self, request_ids: Sequence[str]) -> set[tuple[str, str]]:
@@ -262,6 +310,8 @@ class Store:
         """
         awaited = list(batch.awaited)
         async with self._connection.pipeline():
+            if batch.unparked is not None:
+                await self._unpark(batch.unparked, batch.refolded)
             await self._insert_journal(batch.journal)
             created = await self._upsert(batch.created) if batch.created else None
             changed = await self._update(batch) if batch.changed else None
@@ -275,6 +325,44 @@ class Store:
                 "the others were removed or are folded from another partition. Nothing was committed."
             )
         await self._connection.execute("COMMIT")
+
+    async def queued(self, transaction_id: str, partition: int) -> list[int]:
+        """Return the offsets of the inputs that wait behind the one that parked the transaction, and its own."""
+        cursor = await self._connection.execute(
+            "SELECT \"offset\" FROM journal WHERE transaction_id = %s AND partition = %s AND outcome = 'PARKED' "
+            'ORDER BY "offset"',
+            (transaction_id, partition),
+        )
+        return [row[0] for row in await cursor.fetchall()]
+
+    async def _unpark(self, transaction_id: str, rows: Sequence[JournalRow]) -> None:
+        """Before what was folded is written: the first write of a transaction passes over no parked one.
+
+        What was decided now leaves by way of ``withheld``: its rows are older than what has been published.
+        """
+        await self._connection.execute(
+            "UPDATE transactions SET parked = false, needs_attention = false WHERE id = %s", (transaction_id,)
+        )
+        await self._connection.execute(
+            "UPDATE journal j SET input = v.input, outcome = v.outcome, reason = v.reason, state = v.state, "
+            "effects = v.effects FROM unnest(%s::smallint[], %s::bigint[], %s::json[], %s::text[], %s::text[], "
+            "%s::text[], %s::json[]) v (partition, number, input, outcome, reason, state, effects) "
+            'WHERE j.partition = v.partition AND j."offset" = v.number',
+            (
+                [row.partition for row in rows],
+                [row.offset for row in rows],
+                text_array(_json(row.input) for row in rows),
+                text_array(row.outcome for row in rows),
+                text_array(row.reason for row in rows),
+                text_array(row.state for row in rows),
+                text_array(_json(row.effects) for row in rows),
+            ),
+        )
+        await self._connection.execute(
+            "INSERT INTO withheld (partition, \"offset\", reason) SELECT *, 'it was folded late' "
+            "FROM unnest(%s::smallint[], %s::bigint[]) ON CONFLICT DO NOTHING",
+            ([row.partition for row in rows if row.effects], [row.offset for row in rows if row.effects]),
+        )
 
     async def _insert_journal(self, rows: Sequence[JournalRow]) -> None:
         await self._connection.execute(
@@ -335,8 +423,9 @@ class Store:
         """Later writes. A stored deadline that is early enough stays (tables.py says why)."""
         entries = [entry for entry, _ in batch.changed.values()]
         return await self._connection.execute(
-            "UPDATE transactions t SET state = v.state, version = t.version + v.folded, progress = v.progress, "
-            "needs_attention = v.attention, parked = v.parked, updated_at = v.updated_at, "
+            "UPDATE transactions t SET state = coalesce(v.state, t.state), version = t.version + v.folded, "
+            "progress = coalesce(v.progress, t.progress), "
+            "needs_attention = v.attention, parked = v.parked, updated_at = greatest(t.updated_at, v.updated_at), "
             "services = coalesce(v.services::text[], t.services), "
             "next_deadline = CASE WHEN v.deadline IS NULL OR v.rearm OR t.next_deadline IS NULL "
             "OR v.deadline < t.next_deadline THEN v.deadline ELSE t.next_deadline END, "
@@ -349,7 +438,8 @@ class Store:
             (
                 text_array(batch.changed),
                 [entry.partition for entry in entries],
-                text_array(_state(entry) for entry in entries),
+                # Of one that could not be read nothing but the parking is written.
+                text_array(None if entry.machine is None else entry.machine.state for entry in entries),
                 [folded for _, folded in batch.changed.values()],
                 text_array(_progress(entry) for entry in entries),
                 [_attention(entry) for entry in entries],
@@ -360,6 +450,17 @@ class Store:
                 text_array(_changed_services(entry) for entry in entries),
             ),
         )
+
+
+def _read(kind: str, definition: str, state: str, progress: str | None) -> tuple[Machine | None, str | None]:
+    """A stored machine, or why it cannot be read: that is the trouble of one transaction, not of its partition."""
+    if progress is None:
+        return None, None
+    try:
+        return machine_from_json(kind, orjson.loads(definition), state, orjson.loads(progress)), None
+    except Exception as error:
+        log.error("unreadable", kind=kind, state=state, error=traceback.format_exc())
+        return None, f"the stored {kind} cannot be read: {describe(error)}"
 
 
 def _json(value: object) -> str | None:

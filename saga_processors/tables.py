@@ -89,6 +89,15 @@ partitions = Table(
     Column("updated_at", DateTime(timezone=True), nullable=False, server_default=func.now()),
 )
 
+withheld = Table(
+    "withheld",
+    metadata,
+    Column("partition", SmallInteger, primary_key=True, autoincrement=False),
+    Column("offset", BigInteger, primary_key=True, autoincrement=False),
+    Column("reason", Text, nullable=False),
+    comment="journal rows whose effects have perhaps not left; they leave once their transaction is not parked",
+)
+
 saga_definitions = Table(
     "saga_definitions",
     metadata,

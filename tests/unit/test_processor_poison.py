@@ -12,7 +12,7 @@ from participant.command import REASON_LIMIT
 from saga_processors import codec as codecs
 from saga_processors.definition import InvalidDefinition, SagaDefinition
 from saga_processors.log import Publisher
-from saga_processors.processor import _describe
+from saga_processors.reason import describe
 from saga_processors.records import EVENTS_TOPIC, KafkaRecord
 from saga_processors.reference import MAX_PAYLOAD_BYTES
 from saga_processors.saga import Saga, SagaState
@@ -50,9 +50,9 @@ def test_a_payload_that_cannot_be_made_has_a_reason_that_can_be_stored_and_sent(
 def test_what_is_wrong_with_poison_can_be_stored() -> None:
     with pytest.raises(InvalidDefinition) as told:
         saga(r'{"\ud800": {"$from": "nowhere"}}').check(10)
-    assert "nowhere" in _describe(told.value)
+    assert "nowhere" in describe(told.value)
     for error in (told.value, ValueError("half a pair: \ud800, NUL: \0")):
-        assert "\0" not in _describe(error).encode().decode()
+        assert "\0" not in describe(error).encode().decode()
 
 
 def test_a_payload_leaves_room_for_what_its_commands_carry_beside_it() -> None:

@@ -1,0 +1,82 @@
+"""A transaction that cannot be folded, on the real stack: seen, asked for, mended, and run to its end."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from tests.platform import Platform, steps
+
+
+def fluxora(platform: Platform, *arguments: str) -> tuple[int, Any, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "fluxora", *arguments, "--json"],
+        env={**os.environ, **platform.endpoints},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
+
+
+def stored(platform: Platform, saga: str, progress: str | None = None) -> str:
+    """What is stored of its progress; ``progress`` takes its place, and no process remembers what it was."""
+    [(found,)] = platform.query("fluxora", "SELECT progress::text FROM transactions WHERE id = %s", saga)
+    if progress is not None:
+        platform.query("fluxora", "UPDATE transactions SET progress = %s WHERE id = %s RETURNING 1", progress, saga)
+        killed = {name: platform.kill(name) for name in ("saga-processor-1", "saga-processor-2")}
+        for name, pid in killed.items():
+            platform.restarted(name, pid)
+    return str(found)
+
+
+def test_a_saga_that_could_not_be_read_is_parked_mended_and_completed(platform: Platform) -> None:
+    # Long enough for the row to be broken meanwhile.
+    bad = platform.start(steps({"seconds": 12}, {}), timeout_seconds=600)
+    platform.until(lambda: platform.http.get(f"/sagas/{bad}").json()["state"] == "EXECUTING", "the saga did not begin")
+    code, _, errors = fluxora(platform, "saga", "unpark", bad)
+    assert code == 1
+    assert "is not parked" in errors
+    was = stored(platform, bad, "{}")
+    platform.until(lambda: platform.http.get(f"/sagas/{bad}").json()["parked"], "it was not parked", 120)
+    seen = platform.http.get(f"/sagas/{bad}").json()
+    assert (seen["needs_attention"], seen["reason"]) == (True, "what is stored of its progress cannot be read")
+    assert bad in [saga["saga_id"] for saga in platform.http.get("/sagas?needs_attention=true").json()["sagas"]]
+
+    others = [platform.start(steps({}, {}, {})) for _ in range(12)]
+    assert set(platform.wait_all(others).values()) == {"COMPLETED"}, "the others of its partition go on"
+
+    code, _, errors = fluxora(platform, "saga", "unpark", bad, "--who", "olga", "--why", "let us see")
+    assert code == 1
+    assert "cannot be read" in errors
+    platform.query("fluxora", "UPDATE transactions SET progress = %s WHERE id = %s RETURNING 1", was, bad)
+    code, told, errors = fluxora(platform, "saga", "unpark", bad, "--who", "olga", "--why", "mended by hand")
+    assert code == 0, errors
+    assert told["parked"] is False
+    assert platform.wait(bad)["state"] == "COMPLETED"
+    assert platform.entries([bad])[bad] == {("s0", "ACTION"): 1, ("s1", "ACTION"): 1}
+    history = platform.http.get(f"/sagas/{bad}/history").json()["entries"]
+    asked = [entry["input"] for entry in history if entry["type"] == "fluxora.RequestMade"]
+    assert [(one["request"], one["who"], one["why"]) for one in asked] == [
+        ("UNPARK", "olga", "let us see"),
+        ("UNPARK", "olga", "mended by hand"),
+    ]
+    code, found, errors = fluxora(platform, "rebuild", "--verify")
+    assert (code, found["differences"]) == (0, []), errors
+
+
+def test_a_two_phase_commit_is_unparked_in_the_same_way(platform: Platform) -> None:
+    answer = platform.http.post("/transactions", json={"timeout_seconds": 600})
+    id = answer.json()["transaction_id"]
+    platform.until(lambda: len(platform.http.get(f"/transactions/{id}/history").json()["entries"]), "not begun")
+    was = stored(platform, id, '{"participants": 1}')
+    answer = platform.http.post(f"/transactions/{id}/abort")
+    assert answer.status_code == 202, "it is queued"
+    assert platform.http.get(f"/transactions/{id}").json()["parked"] is True
+    assert platform.http.post(f"/transactions/{id}/unpark", json={"who": "olga"}).status_code == 409
+    platform.query("fluxora", "UPDATE transactions SET progress = %s WHERE id = %s RETURNING 1", was, id)
+    code, told, errors = fluxora(platform, "tx", "unpark", id, "--why", "mended by hand")
+    assert (code, told) == (0, {"transaction_id": id, "state": "ABORTED", "decided": True}), errors
+    assert platform.http.post(f"/transactions/{id}/unpark").status_code == 409
