@@ -48,7 +48,11 @@ class Site:
             def log_message(self, format: str, *args: Any) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            #: Every participant may be called at once.
+            request_queue_size = 512
+
+        self._server = Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, name="site")
@@ -186,9 +190,12 @@ def test_who_does_not_wait_is_answered_at_once_and_it_happens_all_the_same(platf
 def test_two_hundred_participants_commit(platform: Platform, site: Site) -> None:
     id = begin(platform, participants=[site.participant(f"p{i}", n=i) for i in range(200)], timeout_seconds=120)
     ask(platform, id, "prepare")
-    platform.until(
-        lambda: platform.http.get(f"/transactions/{id}").json()["state"] == "PREPARED", "200 votes are not in", 60
-    )
+    document = platform.http.get(f"/transactions/{id}").json()
+    give_up = time.monotonic() + 100
+    while document["state"] == "PREPARING" and time.monotonic() < give_up:
+        time.sleep(0.5)
+        document = platform.http.get(f"/transactions/{id}").json()
+    assert document["state"] == "PREPARED", [p for p in document["participants"] if p["state"] != "PREPARED"]
     assert ask(platform, id, "commit").status_code == 200
     document = ended(platform, id)
     assert {p["state"] for p in document["participants"]} == {"COMMITTED"}

@@ -74,9 +74,7 @@ def run(platform: Platform, database: str, *scenarios: Scenario, topic_id: str =
         store = await Store.connect(database, "guard", idle_limit=10)
         input_log = InputLog(platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"])
         try:
-            processor = make(platform, store, input_log, sent, topic_id)
-            await scenario(processor, sent)
-            await processor.settle()
+            await scenario(make(platform, store, input_log, sent, topic_id), sent)
         finally:
             input_log.close()
             await store.close()
@@ -86,8 +84,23 @@ def run(platform: Platform, database: str, *scenarios: Scenario, topic_id: str =
     return sent
 
 
-def make(platform: Platform, store: Store, input_log: InputLog, sent: Sent, topic_id: str = TOPIC_ID) -> Processor:
-    return Processor(
+class Settled(Processor):
+    """Waits for a batch's effects before it returns, so that a scenario sees them."""
+
+    async def handle(self, records: Sequence[Record]) -> None:
+        await super().handle(records)
+        await self.settle()
+
+
+def make(
+    platform: Platform,
+    store: Store,
+    input_log: InputLog,
+    sent: Sent,
+    topic_id: str = TOPIC_ID,
+    kind: type[Processor] = Settled,
+) -> Processor:
+    return kind(
         store=store,
         codec=platform.codec,
         input_log=input_log,
@@ -223,6 +236,64 @@ def test_what_was_decided_and_not_published_leaves_when_the_partition_is_taken_o
     assert rows(database, "SELECT next_offset, published_through FROM partitions") == [(2, 2)]
     again = run(platform, database, lambda processor, sent: processor.adopt([0]))
     assert again.ids == []
+
+
+class Slow(Sent):
+    """Brokers that acknowledge when they are let."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked = 0
+        self.acknowledges = asyncio.Event()
+
+    async def publish(self, records: Sequence[KafkaRecord]) -> None:
+        self.asked += 1
+        await self.acknowledges.wait()
+        await super().publish(records)
+
+
+def test_effects_leave_while_the_next_batch_is_folded_and_in_the_order_of_the_log(
+    platform: Platform, database: str
+) -> None:
+    first, second = new_id(), new_id()
+    published = "SELECT next_offset, published_through FROM partitions"
+
+    async def overlap(processor: Processor, _: Sent) -> None:
+        sent = Slow()
+        pipelined = make(platform, processor._store, processor._log, sent, kind=Processor)
+        await pipelined.handle([saga_started(platform, 0, first)])
+        following = asyncio.create_task(pipelined.handle([saga_started(platform, 1, second)]))
+        async with asyncio.timeout(60):
+            while rows(database, published) != [(2, 0)]:  # noqa: ASYNC110  # another process's rows, no event of ours
+                await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        assert sent.asked == 1 and not following.done(), "the second batch's effects wait for the first one's"
+        sent.acknowledges.set()
+        await following
+        await pipelined.settle()
+        assert [id.split(":")[0] for id in sent.ids] == [first] * 2 + [second] * 2
+        await pipelined.catch_up([0], stuck_after=60)
+        assert rows(database, published) == [(2, 2)]
+
+    run(platform, database, overlap)
+
+
+def test_two_batches_that_were_decided_and_not_published_leave_when_the_partition_is_taken_over(
+    platform: Platform, database: str
+) -> None:
+    first, second = new_id(), new_id()
+
+    async def decide_two_and_die(processor: Processor, sent: Sent) -> None:
+        pipelined = make(platform, processor._store, processor._log, sent, kind=Processor)
+        sent.fails = True
+        await pipelined.handle([saga_started(platform, 0, first)])
+        with pytest.raises(ConnectionError):
+            await pipelined.handle([saga_started(platform, 1, second)])
+        sent.fails = False
+
+    sent = run(platform, database, decide_two_and_die, lambda processor, sent: processor.adopt([0]))
+    assert [id.split(":")[0] for id in sent.ids] == [first] * 2 + [second] * 2
+    assert rows(database, "SELECT next_offset, published_through FROM partitions") == [(2, 2)]
 
 
 def test_a_topic_that_was_made_again_is_refused(platform: Platform, database: str) -> None:
