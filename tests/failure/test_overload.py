@@ -3,7 +3,7 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -60,9 +60,7 @@ class Load:
                     self.other.append(answer.text)
 
 
-def test_overload_refuses_what_is_new_loses_nothing_and_goes_by(
-    platform: Platform, small: Coordinator, record_property: Callable[[str, object], None]
-) -> None:
+def test_overload_refuses_what_is_new_loses_nothing_and_goes_by(platform: Platform, small: Coordinator) -> None:
     transaction = platform.http.post("/transactions", json={"timeout_seconds": 600}).json()["transaction_id"]
     with Load(small.url) as load:
         eventually(lambda: len(load.refused) > 5, SECONDS)
@@ -89,8 +87,6 @@ def test_overload_refuses_what_is_new_loses_nothing_and_goes_by(
     metrics = small.client.get("/metrics").text
     assert f'fluxora_coordinator_refused_total{{limit="backlog"}} {float(len(load.refused))}' in metrics
     eventually(lambda: small.post(platform_saga()).status_code == 201, 30)
-    record_property("accepted", len(load.accepted))
-    record_property("refused", len(load.refused))
 
 
 def platform_saga() -> dict[str, Any]:
