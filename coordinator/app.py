@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from coordinator import definitions, health, openapi, operators, sagas, transaction_openapi, unparking
+from coordinator.backlog import Backlog
 from coordinator.creation import Creation
 from coordinator.creation_store import CreationStore
 from coordinator.definition_store import DefinitionStore
@@ -26,6 +27,7 @@ from coordinator.waiting import Waiting
 from outbox_relay.directory import Directory
 from outbox_relay.settings import DirectorySettings
 from schemas import Codec
+from web.admission import Admission, Sampling
 from web.application import application
 from web.database import Database
 
@@ -55,6 +57,8 @@ def create_app(
     database = Database(settings, APPLICATION)
     store = Store(database)
     creation = Creation(CreationStore(database), settings.pool_queue)
+    admission = Admission(settings, metrics, "transactions that no processor has begun", settings.max_backlog)
+    backlog = Sampling(admission, Backlog(database, settings.max_backlog).measure, settings.backlog_seconds)
     waiting = Waiting(settings, metrics)
     services = Services(
         settings,
@@ -77,6 +81,7 @@ def create_app(
         TransactionSubmissions(settings, encoder, services, registry, addresses.allow_list),
         histories,
         metrics,
+        admission,
     )
 
     @asynccontextmanager
@@ -84,9 +89,11 @@ def create_app(
         await database.open()
         waiting.start()
         services.start()
+        backlog.start()
         try:
             yield
         finally:
+            await backlog.stop()
             await waiting.stop()
             await services.stop()
             await creation.stop()
@@ -105,7 +112,9 @@ def create_app(
     )
     app.include_router(
         sagas.router(
-            sagas.Sagas(settings, store, creation, waiting, services, registered, submissions, histories, metrics)
+            sagas.Sagas(
+                settings, store, creation, waiting, services, registered, submissions, histories, metrics, admission
+            )
         )
     )
     app.include_router(definitions.router(registered))

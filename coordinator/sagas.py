@@ -30,6 +30,7 @@ from coordinator.views import SagaRow, time, view
 from coordinator.waiting import Waiting
 from schemas import RegistryUnavailable
 from web import cursor
+from web.admission import Admission
 from web.content import answer, check_content, parse, traceparent
 from web.durations import age_seconds, wait_seconds
 from web.idempotency import digest, idempotency_key, reused
@@ -51,6 +52,7 @@ class Sagas:
         submissions: Submissions,
         histories: Histories,
         metrics: Metrics,
+        admission: Admission,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -61,6 +63,7 @@ class Sagas:
         self._submissions = submissions
         self._histories = histories
         self._metrics = metrics
+        self._admission = admission
 
     async def create(self, request: Request) -> Response:
         """Start a saga. It is durable when the answer comes, and runs from then on.
@@ -70,14 +73,18 @@ class Sagas:
         of this coordinator.
 
         After 503 a saga may or may not have been written: send it again with the same `saga_id` or
-        `Idempotency-Key` to have it once.
+        `Idempotency-Key` to have it once. 503 of type `urn:fluxora:problem:overloaded` says that too many wait already;
+        nothing was written, and requests to what is there are answered as always.
         """
         check_content(request)
         key = idempotency_key(request.headers.getlist("idempotency-key"))
+        if key is None:
+            self._admission.check()
         wanted, plain = parse(SagaRequest, await request.body())
         digested = None if key is None else digest("POST /sagas", plain)
         created = None
         try:
+            self._admission.check()
             saga = await self._checked(wanted, traceparent(request.headers.get("traceparent")))
         except (Problem, RegistryUnavailable):
             # A replay is answered as the first was, whatever has become of services and definitions since. It is
@@ -86,7 +93,8 @@ class Sagas:
                 raise
         if created is None:
             try:
-                created = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
+                with self._admission.creating():
+                    created = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
             except TransactionExists as error:
                 raise await self._conflict(saga.transaction_id) from error
         headers = {"Location": f"/sagas/{created.transaction_id}"}

@@ -62,6 +62,12 @@ class Settings(RestSettings):
         le=300,
         description="How long a request to a transaction waits for the machine's decision; then 202.",
     )
+    max_backlog: int = Field(
+        default=20_000,
+        ge=1,
+        description="Transactions that were written and that no processor has folded; then no further one is begun.",
+    )
+    backlog_seconds: float = Field(default=1.0, ge=0.05, le=60, description="How often they are counted.")
     services_ttl_seconds: float = Field(
         default=15.0,
         ge=1,

@@ -38,6 +38,7 @@ from saga_processors.transaction import TransactionState
 from schemas import RegistryUnavailable
 from web import cursor, durations
 from web import openapi as web_openapi
+from web.admission import Admission
 from web.content import answer, check_content, parse, read, responds_async, traceparent
 from web.idempotency import digest, idempotency_key, reused
 from web.paging import next_page, page_limit
@@ -64,6 +65,7 @@ class Transactions:
         submissions: TransactionSubmissions,
         histories: Histories,
         metrics: Metrics,
+        admission: Admission,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -73,6 +75,7 @@ class Transactions:
         self._submissions = submissions
         self._histories = histories
         self._metrics = metrics
+        self._admission = admission
 
     async def create(self, request: Request) -> Response:
         """Begin a two-phase commit. It is durable when the answer comes, and aborts by itself when `timeout_seconds`
@@ -80,13 +83,17 @@ class Transactions:
 
         With an `Idempotency-Key`, the same request sent again is answered as the first one was (201), with
         `Idempotency-Replayed: true`; another body under the same key is 422. Keys are shared by all clients
-        of this coordinator.
+        of this coordinator. 503 of type `urn:fluxora:problem:overloaded` says that too many wait already; nothing was
+        written, and requests to what is there are answered as always.
         """
         key = idempotency_key(request.headers.getlist("idempotency-key"))
+        if key is None:
+            self._admission.check()
         wanted, plain = await read(request, TransactionRequest)
         digested = None if key is None else digest("POST /transactions", plain)
         created = None
         try:
+            self._admission.check()
             new = await self._submissions.make(wanted, traceparent(request.headers.get("traceparent")))
         except (Problem, RegistryUnavailable):
             # A replay is answered as the first was, also when its participants cannot be found just now (as in sagas).
@@ -94,7 +101,8 @@ class Transactions:
                 raise
         if created is None:
             try:
-                created = await self._creation.create(new, key, digested, own_id=wanted.transaction_id is not None)
+                with self._admission.creating():
+                    created = await self._creation.create(new, key, digested, own_id=wanted.transaction_id is not None)
             except TransactionExists as error:
                 raise await self._conflict(new.transaction_id) from error
         headers = {"Location": _path(created.transaction_id)}

@@ -1,6 +1,6 @@
 """Figures of a REST process for Prometheus; each process adds its own to the registry."""
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
 #: Upper bounds in seconds: creation takes milliseconds, a long poll up to a minute.
 _BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
@@ -24,6 +24,17 @@ class RequestMetrics:
             "Time to answer; long polls are counted with the route they wait on.",
             ["method", "route"],
             buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self.refused = Counter(
+            f"{prefix}_refused_total",
+            "Creations refused because of overload, by the limit that was reached.",
+            ["limit"],
+            registry=self.registry,
+        )
+        self.backlog = Gauge(
+            f"{prefix}_backlog",
+            "What was created and has not been dealt with, as last measured.",
             registry=self.registry,
         )
         # Looking a child up by its labels takes a lock and a sort each time.

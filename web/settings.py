@@ -25,6 +25,16 @@ class RestSettings(BaseSettings):
         description="Requests at once, waiters included; more are answered 503.",
     )
 
+    max_creating: int = Field(
+        default=1_500,
+        ge=1,
+        le=1_000_000,
+        description="Things being created at once; more are answered 503, while all else goes on.",
+    )
+    overload_retry_seconds: int = Field(
+        default=2, ge=1, le=3600, description="Retry-After of what is refused because of overload."
+    )
+
     pool_size: int = Field(default=16, ge=1, le=500, description="Connections to PostgreSQL, plus one that listens.")
     pool_wait_seconds: float = Field(default=2.0, gt=0, le=60, description="Longest wait for one of them, then 503.")
     pool_queue: int = Field(default=2_000, ge=1, le=100_000, description="Requests that may wait for one; then 503.")

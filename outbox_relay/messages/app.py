@@ -19,6 +19,7 @@ from outbox_relay.messages.store import Store
 from outbox_relay.messages.topics import Topics, list_topics
 from outbox_relay.messages.upkeep import Upkeep
 from outbox_relay.settings import DirectorySettings
+from web.admission import Admission
 from web.application import application
 from web.database import Database
 
@@ -48,7 +49,8 @@ def create_app(settings: MessageSettings, places: DirectorySettings) -> FastAPI:
     delivery = Delivery(settings, store, ways, poster, metrics)
     confirmation = Confirmation(settings, store, metrics)
     letters = Letters(settings, store, metrics)
-    upkeep = Upkeep(settings, store, rules, metrics)
+    admission = Admission(settings, metrics, "messages that are not delivered", settings.max_backlog)
+    upkeep = Upkeep(settings, store, rules, metrics, admission)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -78,7 +80,9 @@ def create_app(settings: MessageSettings, places: DirectorySettings) -> FastAPI:
         description=DESCRIPTION,
         lifespan=lifespan,
     )
-    app.include_router(routes.router(routes.Messages(settings, store, delivery, ways, rules, upkeep, metrics)))
+    app.include_router(
+        routes.router(routes.Messages(settings, store, delivery, ways, rules, upkeep, metrics, admission))
+    )
     app.include_router(health.router(database, store, topics, confirmation, rules, metrics))
     app.state.stop_claiming = delivery.stop_claiming
     return app

@@ -26,6 +26,7 @@ from outbox_relay.messages.store import MessageExists, MessageFilter, NotFailed,
 from outbox_relay.messages.upkeep import Upkeep
 from outbox_relay.messages.views import summary, view
 from web import cursor, durations, openapi
+from web.admission import Admission
 from web.content import answer, check_content, parse, traceparent
 from web.idempotency import digest, idempotency_key, reused
 from web.paging import next_page, page_limit
@@ -65,6 +66,7 @@ class Messages:
         rules: Rules,
         upkeep: Upkeep,
         metrics: Metrics,
+        admission: Admission,
     ) -> None:
         self._settings = settings
         self._store = store
@@ -73,6 +75,7 @@ class Messages:
         self._rules = rules
         self._upkeep = upkeep
         self._metrics = metrics
+        self._admission = admission
 
     async def create(self, request: Request) -> Response:
         """Accept a message. It is durable when the answer comes, and delivered from then on.
@@ -84,6 +87,7 @@ class Messages:
         """
         check_content(request)
         once = idempotency_key(request.headers.getlist("idempotency-key"))
+        self._admission.check()
         wanted, plain = parse(MessageRequest, await request.body())
         payload = _compact(wanted.payload)
         limit = self._settings.max_payload_bytes
@@ -113,7 +117,8 @@ class Messages:
         )
         digested = None if once is None else digest("POST /messages", plain)
         try:
-            message_id, holder = await self._store.create(message, once, digested)
+            with self._admission.creating():
+                message_id, holder = await self._store.create(message, once, digested)
         except MessageExists as error:
             raise await self._conflict(message.id) from error
         headers = {"Location": f"/messages/{message_id}"}

@@ -50,6 +50,9 @@ class MessageSettings(RestSettings):
         ge=1,
         description="PENDING messages of one destination; then POST is answered 503. Counted every count_seconds.",
     )
+    max_backlog: int = Field(
+        default=2_000_000, ge=1, description="PENDING messages of all destinations; then POST is answered 503."
+    )
     count_seconds: float = Field(default=5.0, ge=0.1, le=600, description="How often PENDING messages are counted.")
 
     concurrency: int = Field(default=128, ge=2, le=10_000, description="HTTP attempts at once.")

@@ -10,6 +10,7 @@ from outbox_relay.messages.metrics import Metrics
 from outbox_relay.messages.rules import Rules
 from outbox_relay.messages.settings import MessageSettings
 from outbox_relay.messages.store import Status, Store
+from web.admission import Admission
 from web.database import DatabaseUnavailable
 
 log = structlog.get_logger()
@@ -20,11 +21,14 @@ _SHOWN_DESTINATIONS = 100
 class Upkeep:
     """Belongs to one event loop."""
 
-    def __init__(self, settings: MessageSettings, store: Store, rules: Rules, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: MessageSettings, store: Store, rules: Rules, metrics: Metrics, admission: Admission
+    ) -> None:
         self._settings = settings
         self._store = store
         self._rules = rules
         self._metrics = metrics
+        self._admission = admission
         self._tasks: list[asyncio.Task[None]] = []
         self._pending: dict[str, int] = {}
 
@@ -54,11 +58,15 @@ class Upkeep:
         self._metrics.rules_broken.set(self._rules.error is not None)
 
     async def _count(self) -> None:
-        self._pending = await self._store.pending()
+        await self._admission.measure(self._pending_in_all)
         self._metrics.pending.clear()
         most = sorted(self._pending.items(), key=lambda item: -item[1])[:_SHOWN_DESTINATIONS]
         for destination, count in most:
             self._metrics.pending.labels(destination).set(count)
+
+    async def _pending_in_all(self) -> int:
+        self._pending = await self._store.pending()
+        return sum(self._pending.values())
 
     async def _prune(self) -> None:
         settings = self._settings

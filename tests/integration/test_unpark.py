@@ -34,12 +34,12 @@ def stored(platform: Platform, saga: str, progress: str | None = None) -> str:
 
 def test_a_saga_that_could_not_be_read_is_parked_mended_and_completed(platform: Platform) -> None:
     # Long enough for the row to be broken meanwhile.
-    bad = platform.start(steps({"seconds": 12}, {}), timeout_seconds=600)
+    bad = platform.start(steps({"seconds": 6}, {}), timeout_seconds=600)
     platform.until(lambda: platform.http.get(f"/sagas/{bad}").json()["state"] == "EXECUTING", "the saga did not begin")
     code, _, errors = fluxora(platform, "saga", "unpark", bad)
     assert code == 1
     assert "is not parked" in errors
-    was = stored(platform, bad, "{}")
+    was = stored(platform, bad, "[1]")
     platform.until(lambda: platform.http.get(f"/sagas/{bad}").json()["parked"], "it was not parked", 120)
     seen = platform.http.get(f"/sagas/{bad}").json()
     assert (seen["needs_attention"], seen["reason"]) == (True, "what is stored of its progress cannot be read")
