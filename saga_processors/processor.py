@@ -23,6 +23,7 @@ from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.partitioning import partition_of
 from saga_processors.records import KafkaRecord, from_ms, to_ms
+from saga_processors.retention import may_be_pruned
 from saga_processors.saga import SagaStarted
 from saga_processors.store import BatchWrite, Entry, JournalRow, Store
 from saga_processors.transaction import ParticipantAddRequested, Transaction, TransactionStarted
@@ -247,8 +248,16 @@ class Processor:
             # what was refused when the first one came, and the caller told so, must not be granted behind its back.
             requests = [d.body["request_id"] for d in decoded if d.type == _REQUEST and d.body is not None]
             answered = await self._store.answered(requests) if requests else set()
+            old = [
+                d.transaction_id
+                for d in decoded
+                if d.type in codecs.KINDS
+                and d.transaction_id is not None
+                and may_be_pruned(UUID(d.transaction_id), d.record.timestamp)
+            ]
+            over = await self._store.pruned(old) if old else {}
         with BATCH_SECONDS.labels("decide").time():
-            write = BatchWrite(moves=moves, answered=answered)
+            write = BatchWrite(moves=moves, answered=answered, pruned=over)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
         crash_at("processor.before_commit")
         with BATCH_SECONDS.labels("commit").time():
@@ -314,6 +323,9 @@ class Processor:
         elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
             outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
             state = None if entry is None or entry.machine is None else entry.machine.state
+        elif entry is None and (ended := write.pruned.get(id)) is not None:
+            # A copy of the first input, out of a replay or a restored broker: it would run the whole of it again.
+            outcome, reason = Verdict.IGNORED, f"the transaction has ended, {ended}, and is pruned"
         else:
             try:
                 decision = advance(None if entry is None else entry.machine, decoded.input, record.timestamp)
