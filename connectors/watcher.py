@@ -10,6 +10,7 @@ again after each restart (offset.mismatch.strategy), and the metrics and ``/read
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Event
 
 import structlog
@@ -43,6 +44,11 @@ class WatcherSettings(BaseSettings):
 
     connect_url: str = Field(
         validation_alias=AliasChoices("CONNECT_URL", "connect_url"), description="Kafka Connect's REST address."
+    )
+    database_url: str | None = Field(
+        default=None,
+        validation_alias=AliasChoices("DATABASE_URL", "database_url"),
+        description="The coordinator's database, whose tables are pruned too; it says which transactions have ended.",
     )
     watch_interval_s: float = Field(default=2.0, ge=0.1, le=300, description="Time between two looks.")
     restart_wait_min_s: float = Field(
@@ -130,6 +136,14 @@ class Watcher:
             log.info("trouble_over", about=name)
         self._troubles = troubles
         self._looked = self._clock()
+
+    def databases(self) -> dict[str, str]:
+        """Where the databases are, by connector. May be called from another thread."""
+        found = {}
+        for name, config in list(self._seen.items()):
+            with suppress(KeyError, ValueError):
+                found[config.get("slot.name", name)] = _database_url(config)
+        return found
 
     def live(self) -> list[str]:
         still = self._clock() - self._looked

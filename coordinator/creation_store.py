@@ -1,5 +1,6 @@
 """The SQL that makes transactions: the STARTED row, the first input and the idempotency key, in one statement."""
 
+import time
 from collections.abc import Sequence
 from uuid import UUID
 
@@ -8,6 +9,7 @@ from psycopg import errors
 from coordinator.submission import Submission
 from participant.outbox import AVRO
 from participant.sagas import INPUT_TOPIC
+from saga_processors.retention import may_be_pruned
 from schemas import FluxoraError
 from web.database import Connection, Database
 
@@ -15,7 +17,12 @@ SOURCE = "/fluxora/coordinator"
 
 
 class TransactionExists(FluxoraError):
-    """There is a transaction with this id; nothing was written."""
+    """There is a transaction with this id, or there was one that has been pruned; nothing was written."""
+
+    def __init__(self, id: UUID, ended: str | None = None) -> None:
+        """``ended``: how, if it was pruned."""
+        super().__init__(str(id))
+        self.ended = ended
 
 
 # One statement is one transaction and one round trip: all rows are there, or none. The key comes first: when
@@ -88,10 +95,11 @@ class CreationStore:
         and the digest of the request that took it.
 
         Raises:
-            TransactionExists: the id is taken.
+            TransactionExists: the id is taken, or was.
             DatabaseUnavailable: it may or may not have been written; sent again with the same id or key it is
                 written once.
         """
+        now_ms = round(time.time() * 1000)
         values = {
             "transaction_id": new.transaction_id,
             "kind": new.kind,
@@ -110,13 +118,19 @@ class CreationStore:
         }
 
         async def work(connection: Connection) -> tuple[UUID, bytes | None]:
+            # Its first input would be IGNORED, and the row stay STARTED for ever.
+            if may_be_pruned(new.transaction_id, now_ms) and (ended := await _pruned(connection, new.transaction_id)):
+                # But a replay is answered as the first was.
+                if (holder := await _holder(connection, key)) is not None:
+                    return holder
+                raise TransactionExists(new.transaction_id, ended)
             try:
                 written = await connection.execute(_CREATE if key is None else _CREATE_ONCE, values)
             except errors.UniqueViolation as error:
                 # A first try may have committed before its connection broke: the outbox row is then ours.
                 if await _exists(connection, new.event_id):
                     return new.transaction_id, None
-                raise TransactionExists(str(new.transaction_id)) from error
+                raise TransactionExists(new.transaction_id) from error
             if written.rowcount == 1:
                 return new.transaction_id, None
             if (holder := await _holder(connection, key)) is None:  # deleted in between
@@ -169,6 +183,12 @@ async def _holder(connection: Connection, key: str | None) -> tuple[UUID, bytes]
     )
     row = await found.fetchone()
     return None if row is None else (row["transaction_id"], row["request_digest"])
+
+
+async def _pruned(connection: Connection, id: UUID) -> str | None:
+    found = await connection.execute("SELECT state FROM public.pruned_transactions WHERE id = %s", (id,))
+    row = await found.fetchone()
+    return None if row is None else str(row["state"])
 
 
 async def _exists(connection: Connection, event_id: UUID) -> bool:

@@ -22,6 +22,7 @@ from coordinator.models import (
     SagaView,
     WaitQuery,
 )
+from coordinator.pruned import missing
 from coordinator.services import KafkaUnavailable, Services
 from coordinator.settings import Settings
 from coordinator.store import SagaFilter, Store
@@ -96,7 +97,7 @@ class Sagas:
                 with self._admission.creating():
                     created = await self._creation.create(saga, key, digested, own_id=wanted.saga_id is not None)
             except TransactionExists as error:
-                raise await self._conflict(saga.transaction_id) from error
+                raise await self._conflict(saga.transaction_id, error) from error
         headers = {"Location": f"/sagas/{created.transaction_id}"}
         if created.holder is None:
             self._metrics.created.inc()
@@ -110,13 +111,13 @@ class Sagas:
         """One saga with its steps; with `?wait=` as soon as it has ended, or when the time is over."""
         hold = wait_seconds(query.wait, self._settings.wait_limit_seconds)
         if hold <= 0:
-            return answer(view(self._found(saga_id, await self._store.read(saga_id))))
+            return answer(view(await self._read(saga_id)))
         with self._waiting.register(saga_id, self._store.read_ended) as woken:
-            row: SagaRow | None = self._found(saga_id, await self._store.read(saga_id))
+            row: SagaRow | None = await self._read(saga_id)
             if row is not None and not row.ended:
                 await request.body()  # after it the only message left to receive is the disconnect
                 row = await self._waiting.until(woken, hold, request.receive)
-        return answer(view(self._found(saga_id, row or await self._store.read(saga_id))))
+        return answer(view(row or await self._read(saga_id)))
 
     async def page(self, query: Annotated[ListQuery, Query()]) -> Response:
         """Sagas, newest first, a page at a time."""
@@ -156,7 +157,7 @@ class Sagas:
         """
 
         async def members() -> dict[str, list[str]]:
-            row = self._found(saga_id, await self._store.read(saga_id))
+            row = await self._read(saga_id)
             return {"step": [step["name"] for step in row.definition["steps"]]}
 
         page = await self._histories.page(f"/sagas/{saga_id}/history", saga_id, query, members)
@@ -201,14 +202,15 @@ class Sagas:
                 slug="unknown-service",
             )
 
-    async def _conflict(self, saga_id: UUID) -> Problem:
+    async def _conflict(self, saga_id: UUID, error: TransactionExists) -> Problem:
         row = await self._store.read(saga_id)
-        state = "unknown" if row is None else row.state.value
+        state = error.ended or ("unknown" if row is None else row.state.value)
         return Conflict(f"There is a transaction {saga_id} already; its state is {state}. Nothing was written.", state)
 
-    def _found(self, saga_id: UUID, row: SagaRow | None) -> SagaRow:
+    async def _read(self, saga_id: UUID) -> SagaRow:
+        row = await self._store.read(saga_id)
         if row is None:
-            raise Problem(404, "not-found", f"There is no saga {saga_id}.")
+            raise missing("saga", saga_id, await self._store.pruned(saga_id))
         return row
 
 

@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from coordinator import pruned
+from coordinator.pruned import Pruned
 from coordinator.views import SagaRow
 from saga_processors.saga import SagaState
 from web.database import Connection, Database
@@ -42,6 +44,10 @@ class Store:
             return None if row is None else _row(row)
 
         return await self._database.run(work)
+
+    async def pruned(self, saga_id: UUID) -> Pruned | None:
+        """How a saga ended that is no longer kept."""
+        return await pruned.read(self._database, "saga", saga_id)
 
     async def read_ended(self, saga_ids: Sequence[UUID]) -> dict[UUID, SagaRow]:
         """Those of the sagas that have ended, by their ids."""

@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
+from coordinator import pruned
+from coordinator.pruned import Pruned
 from coordinator.transaction_views import TransactionRow
 from saga_processors.transaction import TransactionState
 from web.database import Connection, Database
@@ -37,6 +39,10 @@ class TransactionStore:
 
     async def read(self, transaction_id: UUID) -> TransactionRow | None:
         return (await self.read_many([transaction_id])).get(transaction_id)
+
+    async def pruned(self, transaction_id: UUID) -> Pruned | None:
+        """How a transaction ended that is no longer kept."""
+        return await pruned.read(self._database, "transaction", transaction_id)
 
     async def read_many(self, transaction_ids: Sequence[UUID]) -> dict[UUID, TransactionRow]:
         """Those that there are, by their ids."""

@@ -15,7 +15,8 @@ from coordinator.creation_store import TransactionExists
 from coordinator.history import Histories, HistoryQuery
 from coordinator.metrics import Metrics
 from coordinator.models import WaitQuery
-from coordinator.requests import Requests, not_found
+from coordinator.pruned import missing
+from coordinator.requests import Requests
 from coordinator.settings import Settings
 from coordinator.transaction_models import (
     ParticipantAdded,
@@ -104,7 +105,7 @@ class Transactions:
                 with self._admission.creating():
                     created = await self._creation.create(new, key, digested, own_id=wanted.transaction_id is not None)
             except TransactionExists as error:
-                raise await self._conflict(new.transaction_id) from error
+                raise await self._conflict(new.transaction_id, error) from error
         headers = {"Location": _path(created.transaction_id)}
         if created.holder is None:
             self._metrics.transactions_created.inc()
@@ -229,8 +230,10 @@ class Transactions:
             found = await self._waiting.until(woken, left, request.receive)
         return found or (await self._store.states([transaction_id])).get(transaction_id)
 
-    async def _conflict(self, transaction_id: UUID) -> Problem:
-        state = (await self._store.states([transaction_id])).get(transaction_id, "unknown")
+    async def _conflict(self, transaction_id: UUID, error: TransactionExists) -> Problem:
+        state: str | None = error.ended
+        if state is None:
+            state = (await self._store.states([transaction_id])).get(transaction_id, "unknown")
         return Conflict(
             f"There is a transaction {transaction_id} already; its state is {state}. Nothing was written.", state
         )
@@ -246,7 +249,7 @@ class Transactions:
     async def _read(self, transaction_id: UUID) -> TransactionRow:
         row = await self._store.read(transaction_id)
         if row is None:
-            raise not_found(KIND, transaction_id)
+            raise missing(KIND, transaction_id, await self._store.pruned(transaction_id))
         return row
 
 

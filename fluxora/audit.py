@@ -118,7 +118,7 @@ def audit(
         if only is not None and connector.config.get("database.dbname") != only:
             continue
         try:
-            with psycopg.connect(_conninfo(connector.config), autocommit=True, connect_timeout=5) as connection:
+            with psycopg.connect(conninfo(connector.config), autocommit=True, connect_timeout=5) as connection:
                 found.append(_audit(connector, connection, bootstrap_servers, since, wait_s, progress))
         except psycopg.Error as error:
             raise CannotAudit(f"the database of connector {connector.name}: {error}") from error
@@ -131,7 +131,7 @@ def audit(
     return found
 
 
-def _conninfo(config: dict[str, str]) -> str:
+def conninfo(config: dict[str, str]) -> str:
     wanted = {"host": "hostname", "port": "port", "user": "user", "password": "password", "dbname": "dbname"}
     return psycopg.conninfo.make_conninfo(
         **{name: config[f"database.{key}"] for name, key in wanted.items() if f"database.{key}" in config}
@@ -284,7 +284,7 @@ def refill(connect: Connect, bootstrap_servers: str, found: Iterable[DatabaseAud
     for one in found:
         if not one.missing:
             continue
-        with psycopg.connect(_conninfo(configs[one.connector]), autocommit=True, connect_timeout=5) as connection:
+        with psycopg.connect(conninfo(configs[one.connector]), autocommit=True, connect_timeout=5) as connection:
             one.refilled = _publish(connection, bootstrap_servers, [UUID(row.id) for row in one.missing])
 
 

@@ -15,6 +15,7 @@ from rich.markup import escape
 from fluxora import history as histories
 from fluxora.audit_cli import audit
 from fluxora.progress import progress_bar
+from fluxora.prune_cli import prune
 from fluxora.rebuild import SCHEMA, Comparison, Rebuild
 from fluxora.replay_cli import replay
 from fluxora.settings import CliSettings
@@ -129,7 +130,7 @@ def rebuild(
             run.check_nobody_folds()
         ends = run.snapshot()
         with progress_bar("folding", quiet=as_json) as tell:
-            run.fold(ends, tell)
+            run.fold(ends, tell, whole=really)
         comparison = run.compare(limit)
         if really:
             run.replace(ends)
@@ -152,6 +153,10 @@ def _report(comparison: Comparison, replaced: bool, kept: bool, as_json: bool) -
         + (f"[red]{count} differences[/]" if count else "[green]no difference[/]"),
         highlight=False,
     )
+    if comparison.pruned:
+        _out.print(f"{comparison.pruned} others are pruned from the database and were not compared")
+    if comparison.begun_before_the_log:
+        _out.print(f"{comparison.begun_before_the_log} others began before what the log still holds: not compared")
     if replaced:
         _out.print("The live rows are now what the log says. Start the processors.")
     elif count:
@@ -235,6 +240,7 @@ def register(app: typer.Typer, tx_app: typer.Typer) -> None:
         replay
     )
     app.command(epilog="Example: fluxora audit --from 1h")(audit)
+    app.command(epilog="Example: fluxora prune --database billing")(prune)
     tx_app.command(epilog="Example: fluxora tx history 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10")(history)
     tx_app.command(
         epilog='Example: fluxora tx whatif 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10 --input 3=\'{"outcome": "REFUSED"}\''

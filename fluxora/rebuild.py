@@ -4,6 +4,9 @@ The states are the fold of the inputs, so they can be thrown away. The inputs ar
 (guard, decoding, machine, SQL), into tables of the same form in a schema of their own beside the live ones; nothing
 is published. Then both are compared, transaction by transaction and input by input.
 
+What was pruned from the live tables, and what the log's retention has removed, is not compared, but counted
+(``saga_processors.retention``).
+
 What a crash does: everything happens beside the live tables until :meth:`Rebuild.replace`, which is one transaction.
 The next run drops what was left and begins anew.
 """
@@ -28,11 +31,18 @@ from schemas import Codec, FluxoraError
 
 #: Where the rebuilt tables are.
 SCHEMA = "fluxora_rebuild"
-_TABLES = ("transactions", "journal", "partitions", "withheld")
+_TABLES = ("transactions", "journal", "partitions", "withheld", "pruned_transactions")
 #: What follows from the inputs alone. Not ``version`` (counts the changes of a batch's later inputs only),
 #: ``next_deadline`` (may be early), ``created_at`` (REST's clock where REST wrote the row).
 _TRANSACTION_COLUMNS = ("kind", "name", "state", "services", "partition", "definition", "progress", "parked")
 _JOURNAL_COLUMNS = ("transaction_id", "input_type", "input", "outcome", "reason", "state", "effects", "at")
+
+#: Of live rows: what the fold of the log can be compared with.
+_WHOLE = f"NOT EXISTS (SELECT FROM {SCHEMA}.partial p WHERE p.id = t.id)"
+_IN_THE_LOG = (
+    f"NOT EXISTS (SELECT FROM {SCHEMA}.partial p WHERE p.id = t.transaction_id) "
+    f'AND NOT EXISTS (SELECT FROM {SCHEMA}.firsts f WHERE f.partition = t.partition AND t."offset" < f.first)'
+)
 
 #: Inputs done, inputs in all.
 Progress = Callable[[int, int], None]
@@ -59,6 +69,10 @@ class Comparison:
     differences: tuple[Difference, ...]
     #: Differences beyond those that are named.
     more: int = 0
+    #: Transactions that the log still holds and that are pruned from the live tables.
+    pruned: int = 0
+    #: Live transactions of which the log no longer holds the first inputs: they cannot be folded, nor compared.
+    begun_before_the_log: int = 0
 
 
 class _Silent(Publisher):
@@ -79,6 +93,9 @@ class Rebuild:
         self._settings = settings
         self._keep = keep
         self._admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap_servers})
+        #: Where the partitions of the log begin from which retention has removed something.
+        self._firsts: dict[int, int] = {}
+        self._pruned = 0
 
     def __enter__(self) -> Self:
         self._connection = psycopg.connect(self._settings.database_url, autocommit=True, connect_timeout=5)
@@ -115,20 +132,36 @@ class Rebuild:
         Returns how far each partition was folded then: where :meth:`fold` has to go. A partition without a row (the
         database is new, its predecessor lost) is to be folded to its end.
         """
-        ends = {partition: last for partition, (_, last) in self.log_bounds().items()}
+        bounds = self.log_bounds()
+        ends = {partition: last for partition, (_, last) in bounds.items()}
+        self._firsts = {partition: first for partition, (first, _) in bounds.items() if first > 0}
         with self._connection.transaction():
             self._connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
-            for table, key, columns in (
-                ("transactions", "id::text", _TRANSACTION_COLUMNS),
-                ("journal", "partition || '/' || \"offset\"", _JOURNAL_COLUMNS),
+            self._note_what_is_not_compared()
+            for table, key, columns, where in (
+                ("transactions", "id::text", _TRANSACTION_COLUMNS, f"WHERE (version > 0 OR parked) AND {_WHOLE}"),
+                ("journal", "partition || '/' || \"offset\"", _JOURNAL_COLUMNS, f"WHERE {_IN_THE_LOG}"),
             ):
-                where = "WHERE version > 0 OR parked" if table == "transactions" else ""
                 self._connection.execute(
                     f"CREATE TABLE {SCHEMA}.live_{table} AS "
-                    f"SELECT {key} AS key, {_digests(columns)} FROM public.{table} {where}"
+                    f"SELECT {key} AS key, {_digests(columns)} FROM public.{table} t {where}"
                 )
             rows = self._connection.execute("SELECT partition, next_offset FROM public.partitions").fetchall()
         return ends | dict(rows)
+
+    def _note_what_is_not_compared(self) -> None:
+        """``firsts``: where the log begins; ``partial``: transactions that it, or the database, holds in part only."""
+        self._connection.execute(f"CREATE TABLE {SCHEMA}.firsts (partition smallint, first bigint)")
+        for partition, first in self._firsts.items():
+            self._connection.execute(f"INSERT INTO {SCHEMA}.firsts VALUES (%s, %s)", (partition, first))
+        self._connection.execute(
+            f"CREATE TABLE {SCHEMA}.partial AS SELECT DISTINCT transaction_id AS id, false AS pruned "
+            f'FROM public.journal j JOIN {SCHEMA}.firsts f USING (partition) WHERE j."offset" < f.first '
+            "AND transaction_id IS NOT NULL AND NOT EXISTS "
+            "(SELECT FROM public.pruned_transactions p WHERE p.id = j.transaction_id) "
+            "UNION ALL SELECT id, true FROM public.pruned_transactions"
+        )
+        self._connection.execute(f"CREATE INDEX ON {SCHEMA}.partial (id)")
 
     def log_bounds(self) -> dict[int, tuple[int, int]]:
         """The first offset that each partition of the input topic still holds, and the next one it will have."""
@@ -142,8 +175,10 @@ class Rebuild:
             bounds.append({partition.partition: future.result().offset for partition, future in found.items()})
         return {p: (bounds[0][p], bounds[1][p]) for p in topic.partitions}
 
-    def fold(self, ends: dict[int, int], progress: Progress) -> None:
+    def fold(self, ends: dict[int, int], progress: Progress, *, whole: bool = True) -> None:
         """Fold every partition up to ``ends``.
+
+        ``whole``: only if the log holds everything, as :meth:`replace` needs; otherwise from where it begins.
 
         Raises:
             CannotRebuild: retention has removed inputs from the log, so what they led to cannot be known.
@@ -151,10 +186,11 @@ class Rebuild:
         bounds = self.log_bounds()
         for partition, end in sorted(ends.items()):
             first, last = bounds.get(partition, (0, 0))
-            if end and first > 0:
+            if whole and end and first > 0:
                 raise CannotRebuild(
                     f"{INPUT_TOPIC}[{partition}] begins at offset {first}: its retention has removed the inputs before "
-                    "it, so the transactions that they began cannot be folded again. Nothing was changed."
+                    "it, so the transactions that they began cannot be folded again. Nothing was changed. "
+                    "(--verify compares the later ones.)"
                 )
             if last < end:
                 raise CannotRebuild(
@@ -162,6 +198,13 @@ class Rebuild:
                     "another topic, or the brokers have lost its end. Nothing was changed."
                 )
         asyncio.run(self._fold(ends, progress))
+        self._connection.execute(
+            f"DELETE FROM {SCHEMA}.journal WHERE transaction_id IN (SELECT id FROM {SCHEMA}.partial)"
+        )
+        found = self._connection.execute(
+            f"DELETE FROM {SCHEMA}.transactions t USING {SCHEMA}.partial p WHERE p.id = t.id RETURNING p.pruned"
+        ).fetchall()
+        self._pruned = sum(row[0] for row in found)
 
     async def _fold(self, ends: dict[int, int], progress: Progress) -> None:
         settings = self._settings
@@ -185,6 +228,12 @@ class Rebuild:
         done, total = 0, sum(ends.values())
         try:
             for partition, end in sorted(ends.items()):
+                if first := min(self._firsts.get(partition, 0), end):
+                    self._connection.execute(
+                        f"INSERT INTO {SCHEMA}.partitions (partition, topic_id, next_offset, published_through) "
+                        "VALUES (%s, %s, %s, %s)",
+                        (partition, await input_log.topic_id(), first, first),
+                    )
                 # A row for a partition without inputs too: `replace` takes them all over.
                 start = (await store.position(partition, await input_log.topic_id())).next_offset
                 while start < end:
@@ -205,6 +254,7 @@ class Rebuild:
     def compare(self, limit: int) -> Comparison:
         """Compare the snapshot with what was folded; at most ``limit`` differences are named."""
         differences: list[Difference] = []
+        [begun_before] = self._row(f"SELECT count(*) FROM {SCHEMA}.partial WHERE NOT pruned")
         for table, key, columns in (
             ("transactions", "id::text", _TRANSACTION_COLUMNS),
             ("journal", "partition || '/' || \"offset\"", _JOURNAL_COLUMNS),
@@ -217,7 +267,7 @@ class Rebuild:
                 f"FULL JOIN (SELECT {key} AS key, {_digests(columns)} FROM {SCHEMA}.{table}) r ON r.key = l.key "
                 f"WHERE l.key IS NULL OR r.key IS NULL OR {differ} ORDER BY 1"
             ).fetchall()
-            for found, not_live, not_folded, names in rows:
+            for which, not_live, not_folded, names in rows:
                 how = (
                     "only in the log"
                     if not_live
@@ -225,10 +275,17 @@ class Rebuild:
                     if not_folded
                     else f"differs in {', '.join(names)}"
                 )
-                differences.append(Difference(found if table == "transactions" else f"input {found}", how))
+                differences.append(Difference(which if table == "transactions" else f"input {which}", how))
         [transactions] = self._row(f"SELECT count(*) FROM {SCHEMA}.transactions")
         [inputs] = self._row(f"SELECT count(*) FROM {SCHEMA}.journal")
-        return Comparison(transactions, inputs, tuple(differences[:limit]), max(0, len(differences) - limit))
+        return Comparison(
+            transactions,
+            inputs,
+            tuple(differences[:limit]),
+            more=max(0, len(differences) - limit),
+            pruned=self._pruned,
+            begun_before_the_log=begun_before,
+        )
 
     # ── Replacing ──────────────────────────────────────────────────────────────────────────────────────────
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
+from uuid import UUID
 
 import structlog
 from prometheus_client import Counter, Histogram
@@ -25,6 +26,7 @@ from saga_processors.partition import Halted, PartitionPosition, Record
 from saga_processors.partitioning import partition_of
 from saga_processors.reason import describe
 from saga_processors.records import KafkaRecord, from_ms, to_ms
+from saga_processors.retention import may_be_pruned
 from saga_processors.saga import SagaStarted
 from saga_processors.store import BatchWrite, Entry, JournalRow, Moves, Store, Unpublished
 from saga_processors.transaction import ParticipantAddRequested, Transaction, TransactionStarted
@@ -312,8 +314,16 @@ class Processor:
                 if d.type == _REQUEST and d.body is not None
             ]
             answered = await self._store.answered(requests) if requests else set()
+            old = [
+                d.transaction_id
+                for d in decoded
+                if d.type in codecs.KINDS
+                and d.transaction_id is not None
+                and may_be_pruned(UUID(d.transaction_id), d.record.timestamp)
+            ]
+            over = await self._store.pruned(old) if old else {}
         with BATCH_SECONDS.labels("decide").time():
-            write = BatchWrite(moves=moves, answered=answered)
+            write = BatchWrite(moves=moves, answered=answered, pruned=over)
             cannot = None if queue is None else self._refold(decoded[0], queue, write)
             effects = [kafka_record for d in decoded for kafka_record in self._decide(d, write)]
             if cannot is not None:
@@ -469,6 +479,9 @@ class Processor:
         elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
             outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
             state = None if entry is None or entry.machine is None else entry.machine.state
+        elif entry is None and (ended := write.pruned.get(id)) is not None:
+            # A copy of the first input, out of a replay or a restored broker: it would run the whole of it again.
+            outcome, reason = Verdict.IGNORED, f"the transaction has ended, {ended}, and is pruned"
         else:
             try:
                 decision = advance(None if entry is None else entry.machine, decoded.input, record.timestamp)

@@ -101,6 +101,8 @@ class BatchWrite:
     answered: set[tuple[str, str]] = field(default_factory=set)
     #: Inputs by type and outcome, for the metrics.
     outcomes: Counter[tuple[str, str]] = field(default_factory=Counter)
+    #: Of the transactions that this batch would begin, those that have ended and are pruned, with how they ended.
+    pruned: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +303,14 @@ class Store:
             (text_array(request_ids), text_array(Verdict)),
         )
         return {(row[0], row[1]) for row in await cursor.fetchall()}
+
+    async def pruned(self, ids: Sequence[str]) -> dict[str, str]:
+        """Return those of ``ids`` that are pruned, with the state in which they ended. Within :meth:`begin`'s
+        transaction."""
+        cursor = await self._connection.execute(
+            "SELECT id::text, state FROM pruned_transactions WHERE id = ANY(%s::uuid[])", (text_array(ids),)
+        )
+        return {row[0]: row[1] for row in await cursor.fetchall()}
 
     async def commit(self, batch: BatchWrite) -> None:
         """Write the batch and commit. After it the decisions stand, whatever dies.

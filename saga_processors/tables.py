@@ -132,6 +132,16 @@ replays = Table(
     comment="audit of fluxora replay; the id is the header replay-id",
 )
 
+pruned_transactions = Table(
+    "pruned_transactions",
+    metadata,
+    Column("id", Uuid, primary_key=True),
+    Column("kind", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("ended_at", DateTime(timezone=True), nullable=False),
+    comment="that they were there and how they ended; saga_processors.retention",
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

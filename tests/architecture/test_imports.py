@@ -26,7 +26,7 @@ ALLOWED = {
     "web": {"schemas"},
     "participant": {"schemas"},
     "saga_processors": {"schemas", "participant"},
-    "connectors": {"schemas", "participant"},
+    "connectors": {"schemas", "participant", "saga_processors"},
     "outbox_relay": {"schemas", "web", "participant", "saga_processors"},
     "coordinator": {"schemas", "web", "participant", "saga_processors", "outbox_relay"},
     "fluxora": OURS - {"deploy", "examples"},

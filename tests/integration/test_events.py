@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
@@ -230,6 +232,60 @@ def test_two_members_share_the_work_one_dies_and_nothing_is_lost_or_doubled(shop
     assert shop.await_seen(800) == Counter(dict.fromkeys(range(800), 1))
     second.send_signal(signal.SIGTERM)
     assert second.wait(timeout=20) == 0
+
+
+def documented(command: str) -> str:
+    """The shell command of docs/events.md that has these words in it, without its line breaks."""
+    blocks = (Path(__file__).parents[2] / "docs" / "events.md").read_text().split("```")[1::2]
+    [found] = [block for block in blocks if command in block]
+    return found.strip().replace("\\\n", " ")
+
+
+def test_a_whole_group_reads_again_by_kafkas_own_tool_and_the_inbox_drops_it_all(shop: Shop) -> None:
+    for number in range(200):
+        shop.send(order(number))
+    process = shop.start()
+    shop.await_seen(200)
+    assert reset(shop).returncode != 0, "the group has a member"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=30) == 0
+    shop.until(lambda: reset(shop).returncode == 0, "the group's members have left")
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    shop.start(FLUXORA_HEALTH_PORT=str(port))
+
+    def counted(outcome: str) -> float:
+        try:
+            told = httpx.get(f"http://127.0.0.1:{port}/metrics", timeout=5, trust_env=False).text
+        except httpx.TransportError:
+            return 0.0
+        lines = [line for line in told.splitlines() if line.startswith("fluxora_events_total{")]
+        return sum(float(line.rpartition(" ")[2]) for line in lines if f'outcome="{outcome}"' in line)
+
+    shop.until(lambda: counted("duplicate") == 200, "every event comes again")
+    assert counted("handled") == 0
+    shop.send(order(200))
+    assert shop.await_seen(201) == Counter(dict.fromkeys(range(201), 1))
+    assert counted("duplicate") == 200
+
+
+def reset(shop: Shop) -> subprocess.CompletedProcess[str]:
+    """Run the line of the documentation, for this group and topic."""
+    command = documented("--reset-offsets").replace("orders", shop.topic).replace("billing.events", shop.group)
+    done = subprocess.run(
+        command,
+        shell=True,
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "KAFKA_BOOTSTRAP_SERVERS": shop.addresses.kafka},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode == 0:
+        rows = [line.split() for line in done.stdout.splitlines() if line.startswith(shop.group)]
+        assert [row[1:] for row in rows] and {(row[1], row[3]) for row in rows} == {(shop.topic, "0")}, done.stdout
+    return done
 
 
 class Running:
