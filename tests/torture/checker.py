@@ -5,6 +5,8 @@ contract, so that a machine that was changed wrongly does not change its judge.
 """
 
 from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 
 from tests.torture import deliveries, effects
 from tests.torture.history import Answer, History, MessageIntent, SagaIntent, TransferIntent
@@ -51,12 +53,14 @@ def check(history: History, world: World) -> list[Violation]:
         *effects.check(history, world),
         *deliveries.check(history, world),
     ]
+    return in_order(found, world)
+
+
+def in_order(found: Iterable[Violation], world: World) -> list[Violation]:
+    """Each once, with the label of its work where that is known; those of one piece of work together."""
     labels = {id: label for label, id in _stored(world)}
-    named = [
-        one if one.label or one.about not in labels else Violation(one.rule, one.about, one.told, labels[one.about])
-        for one in found
-    ]
-    return sorted(set(named), key=lambda one: (one.label or one.about, one.rule, one.told))
+    named = {one if one.label or one.about not in labels else replace(one, label=labels[one.about]) for one in found}
+    return sorted(named, key=lambda one: (one.label or one.about, one.rule, one.told))
 
 
 def strikes(history: History) -> list[Violation]:

@@ -15,6 +15,8 @@ class Way(StrEnum):
     FREEZE = "freeze"
     #: SIGTERM: it leaves its group in order, and its partitions move twice
     STOP = "stop"
+    #: a limit of 0 on the size of files: every write fails as on a full disk, with EFBIG in place of ENOSPC
+    FULL = "disk full"
     #: kill -9 of whoever comes to a line of the code first
     CRASH = "crash at"
     #: records that nobody can understand
@@ -100,6 +102,8 @@ FAULTS: tuple[Fault, ...] = (
     Fault(
         "rebalance", Way.STOP, "saga-processor-2", (10,), "SIGTERM of a processor: its partitions move, and come back"
     ),
+    Fault("full-postgres", Way.FULL, "postgres", (17,), "no file of PostgreSQL can grow or be written for a while"),
+    Fault("full-kafka", Way.FULL, "kafka", (17,), "no file of the broker can grow or be written for a while"),
     _crash("processor.before_commit", "decided, nothing durable", 1),
     _crash("processor.after_commit", "durable, not published", 1),
     _crash("processor.after_publish", "published, not acknowledged", 2),
@@ -174,7 +178,6 @@ FAULTS: tuple[Fault, ...] = (
 UNPROVEN: dict[int, str] = {
     16: "clock +-1 h: no process can be given another clock here without a library of its own; the machines' time is "
     "the log's (tests/unit/test_relay_clock.py for the relay's estimate of it)",
-    17: "disk full: needs a file system of its own, which a user without root cannot make",
 }
 
 INJECTED = {fault.name: fault for fault in FAULTS if fault.injected}

@@ -39,7 +39,7 @@ class Summary:
     not_met: list[str]
     purses: int
     rebuild: dict[str, Any] = field(default_factory=dict)
-    audit: list[dict[str, Any]] = field(default_factory=list)
+    audit: Any = None
     violations: list[dict[str, Any]] = field(default_factory=list)
 
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from deploy.stack import Stack
@@ -16,7 +17,7 @@ from tests import http_services
 from tests.platform import Platform
 from tests.torture import history as histories
 from tests.torture import world as worlds
-from tests.torture.checker import check
+from tests.torture.checker import check, in_order
 from tests.torture.clients import Clients, Load
 from tests.torture.history import History
 from tests.torture.observation import Observation
@@ -119,7 +120,6 @@ def _environment(options: Options, crash_dir: Path, catalog_url: str) -> dict[st
         "FLUXORA_OUTBOX_RETRY_MAX_SECONDS": "3",
         "FLUXORA_SWEEP_INTERVAL_S": "5",
         "FLUXORA_SWEEP_OLDER_THAN_S": "20",
-        "FLUXORA_PARTICIPANT_RETRY_MAX": "5",
         "PYTHONPATH": str(TESTS.parent),
     }
 
@@ -173,11 +173,10 @@ def _torture(
         recorder.close()
     (options.run_dir / "world.json").write_bytes(worlds.encode(world))
     violations += check(recorder.history, world)
+    rebuild, audit = _tools(platform, violations, tell)
+    violations = in_order(violations, world)
     summary = summarise(recorder.history, world, violations, seed=options.seed, seconds=seconds, settled=settled)
-    _tools(platform, summary, violations, tell)
-    summary.violations = summarise(
-        recorder.history, world, violations, seed=options.seed, seconds=seconds, settled=settled
-    ).violations
+    summary.rebuild, summary.audit = rebuild, audit
     lines = explain(violations, recorder.history, _journals(observation, world, violations), options.seed)
     (options.run_dir / "report.txt").write_text("\n".join(lines) + "\n")
     return Result(summary, violations, recorder.history, lines)
@@ -243,25 +242,26 @@ def _calm_wave(clients: Clients, tell: Tell) -> list[BaseException]:
     return broken
 
 
-def _tools(platform: Platform, summary: Summary, violations: list[Violation], tell: Tell) -> None:
-    """What an operator would run."""
+def _tools(platform: Platform, violations: list[Violation], tell: Tell) -> tuple[Any, Any]:
+    """What an operator would run; what it finds is added to the violations."""
     tell("fluxora rebuild --verify")
     code, told = fluxora(platform.endpoints, "rebuild", "--verify", "--json", seconds=1800)
-    try:
-        summary.rebuild = json.loads(told)
-    except ValueError:
-        summary.rebuild = {"error": told[-1000:]}
+    rebuild: dict[str, Any] = _json(told)
     if code:
-        for one in summary.rebuild.get("differences", []) or [{"what": "rebuild", "how": told[-500:]}]:
-            violations.append(Violation(Rule.REBUILD, one["what"], one["how"]))
+        differences = rebuild.get("differences") or [{"what": "fluxora rebuild", "how": told[-1000:]}]
+        violations += [Violation(Rule.REBUILD, one["what"], one["how"]) for one in differences]
     tell("fluxora audit")
     code, told = fluxora(platform.endpoints, "audit", "--json", "--wait", "60", seconds=1800)
-    try:
-        summary.audit = [{key: one[key] for key in ("database", "rows", "under_way")} for one in json.loads(told)]
-    except (ValueError, KeyError):
-        summary.audit = []
     if code:
         violations.append(Violation(Rule.AUDIT, "fluxora audit", told[-1500:]))
+    return {name: rebuild.get(name) for name in ("transactions", "inputs")}, _json(told)
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return {}
 
 
 def _journals(

@@ -16,6 +16,8 @@ TOGETHER = 0.2
 CALM_SECONDS = (0.5, 4.0)
 #: Of a frozen process. The session timeout is 6 s, brokers need a moment more to give its partitions away.
 FREEZE_SECONDS = (7.0, 12.0)
+#: Without any file that can be written.
+FULL_SECONDS = (2.0, 6.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +28,10 @@ class Strike:
     #: Seconds to wait before it.
     calm: float
     faults: tuple[Fault, ...]
-    #: For a process that is frozen.
+    #: Seconds, for a process that is frozen.
     freeze: float
+    #: Seconds, for a process that cannot write.
+    full: float
 
 
 def strikes(seed: int, names: Sequence[str] = ()) -> Iterator[Strike]:
@@ -51,7 +55,13 @@ def strikes(seed: int, names: Sequence[str] = ()) -> Iterator[Strike]:
             faults = [order.pop()]
             if order and chance.random() < TOGETHER and _goes_with(faults[0], order[-1]):
                 faults.append(order.pop())
-            yield Strike(number, chance.uniform(*CALM_SECONDS), tuple(faults), chance.uniform(*FREEZE_SECONDS))
+            yield Strike(
+                number,
+                chance.uniform(*CALM_SECONDS),
+                tuple(faults),
+                chance.uniform(*FREEZE_SECONDS),
+                chance.uniform(*FULL_SECONDS),
+            )
             number += 1
 
 

@@ -1,5 +1,6 @@
 """Injecting faults into a running stack, one strike after the other, and waiting until all is up again."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+import psutil
 from confluent_kafka import Producer
 from sqlalchemy import create_engine, text
 
@@ -85,6 +87,8 @@ class Strikes:
                 return self._signal(fault.target, signal.SIGTERM)
             case Way.FREEZE:
                 return self._freeze(fault.target, strike.freeze)
+            case Way.FULL:
+                return self._fill(fault.target, strike.full)
             case Way.CRASH:
                 return self._crash(fault.target)
             case Way.POISON:
@@ -152,6 +156,17 @@ class Strikes:
             except ProcessLookupError:
                 return f"pid {pid} ended while it was frozen"
         return f"pid {pid}, {seconds:.1f} s"
+
+    def _fill(self, name: str, seconds: float) -> str:
+        """No process of a part can write to a file for a while. Starting it again takes the limit away, too."""
+        part = psutil.Process(self._pid(name))
+        limited = _limit_files(part, 0)
+        time.sleep(seconds)
+        gone = not part.is_running()
+        _limit_files(part, psutil.RLIM_INFINITY)
+        # It may still be going down.
+        time.sleep(2)
+        return f"{limited} processes for {seconds:.1f} s; {'it ended' if gone else 'it went on'}"
 
     def _crash(self, line: str) -> str:
         file = self.crash_dir / line
@@ -253,6 +268,18 @@ class Strikes:
         self.poisons.append(Poison(marker, "fluxora.transactions.dlq"))
         self._flush(producer)
         return f"REST answered {got}; a megabyte of nothing is in the log"
+
+
+def _limit_files(part: psutil.Process, size: int) -> int:
+    """Limit the size of the files that a process and its children write; returns how many they are."""
+    count = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in [part, *part.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                _, most = process.rlimit(psutil.RLIMIT_FSIZE)
+                process.rlimit(psutil.RLIMIT_FSIZE, (size, most))
+                count += 1
+    return count
 
 
 def fluxora(endpoints: dict[str, str], *words: str, seconds: float = 600) -> tuple[int, str]:
