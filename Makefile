@@ -57,7 +57,7 @@ check: install ## Lint, types, import rules, generated documents, schemas agains
 test: ready ## All tests, on a stack of their own (ARGS="-k saga")
 	$(BIN)/python -m pytest tests $(ARGS)
 
-torture: ready ## Load a stack of its own, kill everything by a seeded schedule, judge what is left (ARGS="--seconds 60 --seed 7")
+torture: ready ## Load a stack, kill everything in it by a seed, judge what is left (ARGS="--seconds 60 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
 
 demo: ready ## Run the example transactions through a stack of their own, show what happened, leave nothing running
