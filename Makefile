@@ -9,7 +9,7 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites install jvm ready up down status clean distclean logs check test demo lock
+.PHONY: help prerequisites install jvm ready up down status clean distclean logs check test torture demo lock
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ check: install ## Lint, types, import rules, generated documents, schemas agains
 
 test: ready ## All tests, on a stack of their own (ARGS="-k saga")
 	$(BIN)/python -m pytest tests $(ARGS)
+
+torture: ready ## Load a stack, kill everything in it by a seed, judge what is left (ARGS="--seconds 60 --seed 7")
+	@$(BIN)/python -m tests.torture $(ARGS)
 
 demo: ready ## Run the example transactions through a stack of their own, show what happened, leave nothing running
 	@$(BIN)/python -m examples.demo $(ARGS)

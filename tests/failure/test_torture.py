@@ -1,0 +1,49 @@
+"""``make torture`` in short: the whole platform under load, everything killed by a seeded schedule, judged.
+
+It has a stack of its own, because it kills all of it and judges all that is in it. FLUXORA_TEST_TORTURE_SECONDS says
+how long load and faults go on (300 is the long form), FLUXORA_TEST_SEED which faults in which order.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+SECONDS = float(os.environ.get("FLUXORA_TEST_TORTURE_SECONDS", "60"))
+#: Starting the stack, settling, the calm wave, judging.
+AROUND = 600
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(SECONDS + AROUND, func_only=True)
+def test_nothing_is_lost_doubled_half_done_or_stuck_whatever_dies(
+    tmp_path: Path, record_property: Callable[[str, object], None]
+) -> None:
+    seed = os.environ.get("FLUXORA_TEST_SEED")
+    ports = int(os.environ.get("FLUXORA_TEST_PORT_BASE", "28600")) + 100
+    words = ["--json", "--seconds", str(SECONDS), "--run-dir", str(tmp_path / "run"), "--port-base", str(ports)]
+    torture = subprocess.Popen(
+        [sys.executable, "-m", "tests.torture", *words, *([] if seed is None else ["--seed", seed])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        told, progress = torture.communicate()
+    finally:
+        # Out of time: it stops its stack.
+        torture.terminate()
+        torture.wait(120)
+    assert torture.returncode == 0, told[-2_000:] + progress[-20_000:]
+    summary = json.loads(told)
+    for name in ("seed", "accepted", "ended", "faults"):
+        record_property(name, summary[name])
+    # A run that did nothing proves nothing.
+    assert sum(summary["accepted"].values()) > SECONDS
+    assert len(summary["faults"]) >= min(10, SECONDS / 12)
+    assert summary["ended"]["saga COMPLETED"] and summary["ended"]["saga FAILED"]
+    assert summary["ended"]["transaction COMMITTED"] and summary["ended"]["event heard"]
