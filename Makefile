@@ -4,12 +4,13 @@
 
 PYTHON ?= python3
 ARGS ?=
+SECONDS ?= 60
 
 BIN := .venv/bin
 STACK := $(BIN)/python -m deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites install jvm ready up down status clean distclean logs check test torture demo lock
+.PHONY: help prerequisites install jvm ready up down status clean distclean logs check test simulate torture demo lock
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +60,10 @@ test: ready ## All tests, on a stack of their own (ARGS="-k saga")
 
 torture: ready ## Load a stack, kill everything in it by a seed, judge what is left (ARGS="--seconds 60 --seed 7")
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+simulate: install ## The whole platform in virtual time, with fresh seeds (SECONDS=60); needs no stack
+	FLUXORA_SIMULATION_SECONDS=$(SECONDS) $(BIN)/python -m pytest -q -o timeout=0 -o log_cli=true \
+		tests/simulation/test_simulation.py
 
 demo: ready ## Run the example transactions through a stack of their own, show what happened, leave nothing running
 	@$(BIN)/python -m examples.demo $(ARGS)
