@@ -242,6 +242,7 @@ class Rebuild:
                     done += upto - start
                     start = upto
                     progress(done, total)
+            await processor.settle()
         except Halted as error:
             raise CannotRebuild(f"{error} Nothing was changed.") from error
         finally:

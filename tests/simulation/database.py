@@ -21,7 +21,7 @@ from saga_processors.machine import Verdict
 from saga_processors.machines import Machine
 from saga_processors.partition import Halted, PartitionPosition
 from saga_processors.records import to_ms
-from saga_processors.store import BatchWrite, Entry, JournalRow, Unpublished
+from saga_processors.store import BatchWrite, Entry, JournalRow, Moves, Unpublished
 from tests.simulation.history import History
 from tests.simulation.kafka import Encoded
 from tests.simulation.schedule import Dies, Point, Schedule, line
@@ -139,7 +139,7 @@ class Session:
             row = self._database.partitions[position.partition]
             row.published_through = max(row.published_through, position.published_through)
 
-    async def begin(self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str]) -> dict[str, Entry]:
+    async def begin(self, moves: Moves, ids: Sequence[str], unparking: str | None = None) -> dict[str, Entry]:
         await self._at("begins")
         await self._lock(moves)
         self.check(moves)
@@ -168,6 +168,9 @@ class Session:
         if stored is None:
             return None
         return Entry(stored.partition, stored.read(), stored.parked, kind=stored.kind)
+
+    async def pruned(self, ids: Sequence[str]) -> dict[str, str]:
+        return {}
 
     async def answered(self, request_ids: Sequence[str]) -> set[tuple[str, str]]:
         found = (self._database.answered.get(id) for id in request_ids)

@@ -4,7 +4,7 @@ Delivery is Faust's at its worst: records come again, or are passed over; a part
 owner is frozen in the middle of a batch, and goes on when it thaws (a zombie).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saga_processors.partition import Halted, Record
@@ -80,6 +80,7 @@ class ProcessorHost:
                 await processor.catch_up(assigned, stuck_after=0.0)
             batch = self._delivered(assigned, positions)
             if not batch:
+                await processor.settle()
                 await line(ASLEEP)
                 continue
             await processor.handle(batch)
@@ -136,6 +137,16 @@ class Publisher:
             self._world.send(record.topic, record.key, record.value)  # type: ignore[arg-type]
 
 
+class Deferred:
+    """In an event loop's place: what goes on beside a fold is done when it is waited for, as late as it may be."""
+
+    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._work = work
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._work().__await__()
+
+
 class InputLog:
     """Stands where ``log.InputLog`` would."""
 
@@ -164,4 +175,5 @@ def make_processor(world: "World", session: Session, input_log: Any, publisher: 
         cache_size=world.cache_size,
         max_steps=10,
         policy=POLICY,
+        beside=Deferred,
     )

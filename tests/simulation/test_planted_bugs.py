@@ -17,7 +17,7 @@ from saga_processors.processor import Processor
 from saga_processors.records import KafkaRecord
 from saga_processors.saga import Operation as StepOperation
 from saga_processors.saga import SendCommand
-from saga_processors.store import BatchWrite, Store
+from saga_processors.store import BatchWrite, Moves, Store
 from saga_processors.transaction import (
     AskParticipant,
     Operation,
@@ -71,6 +71,7 @@ class PublishesFirst(Processor):
         self._store, self._publisher = Late(), Early()  # type: ignore[assignment]
         try:
             await super()._fold(records)
+            await self._settle()
         finally:
             self._store, self._publisher = outer, publisher
 
@@ -101,8 +102,8 @@ class FillsNoGap(Processor):
 class AcknowledgesFirst(Session):
     """The partition has moved, durably, before what was decided is stored."""
 
-    async def begin(self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str]) -> Any:
-        loaded = await super().begin(moves, ids)
+    async def begin(self, moves: Moves, ids: Sequence[str], unparking: str | None = None) -> Any:
+        loaded = await super().begin(moves, ids, unparking)
         for partition, (_, next_offset) in moves.items():
             self._database.partitions[partition].next_offset = next_offset
         return loaded

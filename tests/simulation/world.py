@@ -208,6 +208,7 @@ class World:
         processor = make_processor(self, Session(fresh), InputLog(self), _Nowhere())
         for records in self.log.partitions:
             _exhaust(processor.handle(records))
+        _exhaust(processor.settle())
         for partition in range(PARTITIONS):
             for offset, row in live.journal.get(partition, {}).items():
                 demand(fresh.journal[partition][offset] == row, "a rebuild decides the same", row)
