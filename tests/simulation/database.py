@@ -21,7 +21,7 @@ from saga_processors.machine import Verdict
 from saga_processors.machines import Machine
 from saga_processors.partition import Halted, PartitionPosition
 from saga_processors.records import to_ms
-from saga_processors.store import BatchWrite, Entry, JournalRow, Unpublished
+from saga_processors.store import BatchWrite, Entry, JournalRow, Moves, Unpublished
 from tests.simulation.history import History
 from tests.simulation.kafka import Encoded
 from tests.simulation.schedule import Dies, Point, Schedule, line
@@ -139,14 +139,14 @@ class Session:
             row = self._database.partitions[position.partition]
             row.published_through = max(row.published_through, position.published_through)
 
-    async def begin(self, moves: dict[int, tuple[PartitionPosition, int]], ids: Sequence[str]) -> dict[str, Entry]:
+    async def begin(self, moves: Moves, ids: Sequence[str], unparking: str | None = None) -> dict[str, Entry]:
         await self._at("begins")
         await self._lock(moves)
         self.check(moves)
         await self._at("has moved the partitions")
         return {id: entry for id in ids if (entry := self._entry(id)) is not None}
 
-    def check(self, moves: dict[int, tuple[PartitionPosition, int]]) -> None:
+    def check(self, moves: Moves) -> None:
         """The compare-and-set."""
         rows = self._database.partitions
         if any(rows[partition].next_offset != position.next_offset for partition, (position, _) in moves.items()):
@@ -172,6 +172,9 @@ class Session:
     async def answered(self, request_ids: Sequence[str]) -> set[tuple[str, str]]:
         found = (self._database.answered.get(id) for id in request_ids)
         return {(row.transaction_id or "", (row.input or {})["request_id"]) for row in found if row is not None}
+
+    async def pruned(self, ids: Sequence[str]) -> dict[str, str]:
+        return {}  # nothing is old enough within a world
 
     async def commit(self, batch: BatchWrite) -> None:
         await self._at("before commit")

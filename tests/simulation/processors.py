@@ -65,6 +65,7 @@ class ProcessorHost:
         processor = make_processor(world, self._session, InputLog(world), Publisher(world, self.name))
         assigned: list[int] = []
         positions: dict[int, int] = {}
+        left: list[Record] = []
         while True:
             wanted = self._membership.owned(self)
             if wanted != assigned:
@@ -80,13 +81,21 @@ class ProcessorHost:
                 await processor.catch_up(assigned, stuck_after=0.0)
             batch = self._delivered(assigned, positions)
             if not batch:
+                await processor.settle()
+                self._acknowledge(left)
+                left = []
                 await line(ASLEEP)
                 continue
             await processor.handle(batch)
             await line("folded a batch")
-            for record in batch:
-                ahead = world.chance.fault("Faust commits past", f"{self.name}", 0.02)
-                self._membership.committed[record.partition] = record.offset + 1 + ahead
+            # The effects of these leave while the next ones are folded.
+            self._acknowledge(left)
+            left = batch
+
+    def _acknowledge(self, records: list[Record]) -> None:
+        for record in records:
+            ahead = self._world.chance.fault("Faust commits past", self.name, 0.02)
+            self._membership.committed[record.partition] = record.offset + 1 + ahead
 
     def _delivered(self, assigned: Sequence[int], positions: dict[int, int]) -> list[Record]:
         """What Faust hands over; it may pass over records, and hand some over again."""
