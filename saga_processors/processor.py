@@ -7,9 +7,8 @@ import asyncio
 import re
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from itertools import pairwise
 from typing import Any
 from uuid import UUID
@@ -97,12 +96,7 @@ class Processor:
         cache_size: int,
         max_steps: int,
         policy: Policy,
-        beside: Callable[[Callable[[], Coroutine[Any, Any, None]]], Awaitable[None]] = lambda work: asyncio.create_task(
-            work()
-        ),
     ) -> None:
-        """``beside`` begins what goes on while the next batch is folded, and returns what waits for its end."""
-        self._beside = beside
         self._store = store
         self._codec = codec
         self._log = input_log
@@ -123,7 +117,7 @@ class Processor:
         self._moved_at: dict[int, float] = {}
         self._lock = asyncio.Lock()
         #: The latest batch's effects on their way.
-        self._leaving: Awaitable[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
 
     # ── Ownership ──────────────────────────────────────────────────────────────────────────────────────────
 
@@ -347,7 +341,7 @@ class Processor:
             position.next_offset = next_offset
         await self._settle()
         if write.unparked is None:
-            self._leaving = self._beside(partial(self._leave, moves, effects))
+            self._leaving = asyncio.create_task(self._leave(moves, effects))
         else:
             # From the journal, as after a crash: what was folded late leaves before what came after it.
             for position, _ in moves.values():

@@ -146,7 +146,7 @@ class Session:
         await self._at("has moved the partitions")
         return {id: entry for id in ids if (entry := self._entry(id)) is not None}
 
-    def check(self, moves: dict[int, tuple[PartitionPosition, int]]) -> None:
+    def check(self, moves: Moves) -> None:
         """The compare-and-set."""
         rows = self._database.partitions
         if any(rows[partition].next_offset != position.next_offset for partition, (position, _) in moves.items()):
@@ -169,12 +169,12 @@ class Session:
             return None
         return Entry(stored.partition, stored.read(), stored.parked, kind=stored.kind)
 
-    async def pruned(self, ids: Sequence[str]) -> dict[str, str]:
-        return {}
-
     async def answered(self, request_ids: Sequence[str]) -> set[tuple[str, str]]:
         found = (self._database.answered.get(id) for id in request_ids)
         return {(row.transaction_id or "", (row.input or {})["request_id"]) for row in found if row is not None}
+
+    async def pruned(self, ids: Sequence[str]) -> dict[str, str]:
+        return {}  # nothing is old enough within a world
 
     async def commit(self, batch: BatchWrite) -> None:
         await self._at("before commit")

@@ -4,7 +4,7 @@ Delivery is Faust's at its worst: records come again, or are passed over; a part
 owner is frozen in the middle of a batch, and goes on when it thaws (a zombie).
 """
 
-from collections.abc import Callable, Coroutine, Generator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from saga_processors.partition import Halted, Record
@@ -65,6 +65,7 @@ class ProcessorHost:
         processor = make_processor(world, self._session, InputLog(world), Publisher(world, self.name))
         assigned: list[int] = []
         positions: dict[int, int] = {}
+        left: list[Record] = []
         while True:
             wanted = self._membership.owned(self)
             if wanted != assigned:
@@ -81,13 +82,20 @@ class ProcessorHost:
             batch = self._delivered(assigned, positions)
             if not batch:
                 await processor.settle()
+                self._acknowledge(left)
+                left = []
                 await line(ASLEEP)
                 continue
             await processor.handle(batch)
             await line("folded a batch")
-            for record in batch:
-                ahead = world.chance.fault("Faust commits past", f"{self.name}", 0.02)
-                self._membership.committed[record.partition] = record.offset + 1 + ahead
+            # The effects of these leave while the next ones are folded.
+            self._acknowledge(left)
+            left = batch
+
+    def _acknowledge(self, records: list[Record]) -> None:
+        for record in records:
+            ahead = self._world.chance.fault("Faust commits past", self.name, 0.02)
+            self._membership.committed[record.partition] = record.offset + 1 + ahead
 
     def _delivered(self, assigned: Sequence[int], positions: dict[int, int]) -> list[Record]:
         """What Faust hands over; it may pass over records, and hand some over again."""
@@ -137,16 +145,6 @@ class Publisher:
             self._world.send(record.topic, record.key, record.value)  # type: ignore[arg-type]
 
 
-class Deferred:
-    """In an event loop's place: what goes on beside a fold is done when it is waited for, as late as it may be."""
-
-    def __init__(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        self._work = work
-
-    def __await__(self) -> Generator[Any, Any, None]:
-        return self._work().__await__()
-
-
 class InputLog:
     """Stands where ``log.InputLog`` would."""
 
@@ -175,5 +173,4 @@ def make_processor(world: "World", session: Session, input_log: Any, publisher: 
         cache_size=world.cache_size,
         max_steps=10,
         policy=POLICY,
-        beside=Deferred,
     )

@@ -30,7 +30,7 @@ class Relay:
         #: Calls under way; a death cuts them off.
         self._calls: set[int] = set()
         self._windows: dict[int, Window] = {}
-        self.process = Process(world.schedule, "relay", self._live, died=self._calls.clear, mortal=True)
+        self.process = Process(world.schedule, "relay", self._live, died=self._calls.clear)
         topic.subscribe(lambda partition: self.process.wake())
 
     def _live(self) -> Life:

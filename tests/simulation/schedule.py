@@ -5,6 +5,7 @@ may be killed, or frozen for so long that others think it dead. What it held in 
 is in a database or a topic stays. Then it is started anew.
 """
 
+import asyncio
 import heapq
 from collections.abc import Callable, Coroutine, Generator
 from itertools import count
@@ -47,6 +48,7 @@ class Schedule:
         self.chance = chance
         self.now = 0
         self.steps = 0
+        self.running: Process | None = None
         #: What happened, for people; kept only when a run is told.
         self.story: list[str] | None = None
         self._agenda: list[tuple[int, int, Callable[[], None]]] = []
@@ -57,14 +59,83 @@ class Schedule:
 
     def run(self, until: Callable[[], bool]) -> None:
         """Do what is due until there is nothing left or ``until`` says so, which is asked before every step."""
-        while self._agenda and not until():
-            self.now, _, action = heapq.heappop(self._agenda)
-            self.steps += 1
-            action()
+        asyncio._set_running_loop(Loop(self))  # type: ignore[arg-type]
+        try:
+            while self._agenda and not until():
+                self.now, _, action = heapq.heappop(self._agenda)
+                self.steps += 1
+                action()
+        finally:
+            asyncio._set_running_loop(None)
 
     def tell(self, what: str) -> None:
         if self.story is not None:
             self.story.append(f"{self.now:>7} ms  {what}")
+
+
+class Task:
+    """A coroutine within a process; ``await`` gives what it came to."""
+
+    def __init__(self, process: "Process", life: Life) -> None:
+        self.process = process
+        self.life = life
+        self.done = False
+        self._error: Exception | None = None
+        self._asleep = False
+        self._woken = False
+
+    def __await__(self) -> Generator[Point, None, None]:
+        while not self.done:
+            yield ASLEEP
+        if self._error is not None:
+            raise self._error
+
+    def wake(self) -> None:
+        if self._asleep:
+            self._asleep = False
+            self.next(_LINE)
+        else:
+            self._woken = True
+
+    def next(self, delay: int) -> None:
+        self.process.schedule.later(delay, self._step)
+
+    def end(self) -> None:
+        """With its process."""
+        if not self.done:
+            self.done = True
+            self.life.close()
+
+    def _step(self) -> None:
+        process = self.process
+        if self.done:
+            return
+        if process.schedule.now < process.frozen_until:
+            self.next(process.frozen_until - process.schedule.now)
+            return
+        process.schedule.running = process
+        try:
+            point = self.life.send(None)
+        except StopIteration:
+            self._over(None)
+        except Exception as error:
+            self._over(error)
+        else:
+            if point == ASLEEP:
+                if self._woken:
+                    self._woken = False
+                    self.next(_LINE)
+                else:
+                    self._asleep = True
+            elif isinstance(point, int):
+                self.next(point)
+            elif (delay := process.at(point)) is not None:
+                self.next(delay)
+
+    def _over(self, error: Exception | None) -> None:
+        self.done = True
+        self._error = error
+        self.process.ended(self, error)
 
 
 class Process:
@@ -78,7 +149,6 @@ class Process:
         *,
         died: Callable[[], None] = lambda: None,
         crash_only: tuple[type[Exception], ...] = (),
-        mortal: bool = True,
     ) -> None:
         """
         Args:
@@ -87,83 +157,80 @@ class Process:
             crash_only: exceptions on which it ends itself.
         """
         self.name = name
-        self._schedule = schedule
+        self.schedule = schedule
+        #: It stands still until then, ms.
+        self.frozen_until = 0
         self._chance = schedule.chance
         self._live = live
         self._died = died
         self._crash_only = (Dies, *crash_only)
-        self._mortal = mortal
-        self._life: Life | None = None
-        #: Which life this is: what was scheduled for an earlier one does nothing.
-        self._number = 0
-        self._asleep = False
-        self._woken = False
+        #: The first is ``main``; none while it is down.
+        self._tasks: list[Task] = []
         self._start()
 
     def wake(self) -> None:
-        """Something has come. One that is at work looks again before it sleeps."""
-        if self._asleep:
-            self._asleep = False
-            self._next(_LINE)
-        else:
-            self._woken = True
+        """Something has come. What is at work looks again before it sleeps."""
+        if self._tasks:
+            self._tasks[0].wake()
 
     def kill(self) -> None:
-        if self._life is not None:
-            self._schedule.tell(f"{self.name} dies")
-            self._life.close()
+        if self._tasks:
+            self.schedule.tell(f"{self.name} dies")
             self._end()
+
+    def spawn(self, life: Life) -> Task:
+        """Another coroutine of this process."""
+        task = Task(self, life)
+        self._tasks.append(task)
+        task.next(_LINE)
+        return task
 
     def _start(self) -> None:
-        self._life = self._live()
-        self._woken = True
-        self._asleep = False
-        self._next(_LINE)
+        self.spawn(self._live())
 
     def _end(self) -> None:
-        self._life = None
-        self._number += 1
-        self._asleep = False
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.end()
+        self.frozen_until = 0
         self._died()
-        self._schedule.later(_RESTART, self._start)
+        self.schedule.later(_RESTART, self._start)
 
-    def _next(self, delay: int) -> None:
-        number = self._number
-        self._schedule.later(delay, lambda: self._step(number))
-
-    def _step(self, number: int) -> None:
-        if number != self._number or self._life is None:
-            return
-        try:
-            point = self._life.send(None)
-        except self._crash_only as error:
-            self._schedule.tell(f"{self.name} ends: {str(error)[:60]}")
+    def ended(self, task: Task, error: Exception | None) -> None:
+        """``main`` takes the process with it; what another one has raised waits for its ``await``."""
+        if task is not self._tasks[0]:
+            self._tasks.remove(task)
+            self._tasks[0].wake()
+        elif error is None:
+            self._tasks = []
+        elif isinstance(error, self._crash_only):
+            self.schedule.tell(f"{self.name} ends: {str(error)[:60]}")
             self._end()
-            return
-        except StopIteration:
-            self._life = None
-            self._number += 1
-            return
-        if point == ASLEEP:
-            if self._woken:
-                self._woken = False
-                self._next(_LINE)
-            else:
-                self._asleep = True
-        elif isinstance(point, int):
-            self._next(point)
         else:
-            self._at(point)
+            raise error
 
-    def _at(self, point: str) -> None:
+    def at(self, point: str) -> int | None:
+        """How long it takes to get past a line, ms; ``None``: it never does."""
         chance, place = self._chance, f"{self.name}: {point}"
-        if self._mortal and chance.fault("kill", place, _KILLED):
+        if chance.fault("kill", place, _KILLED):
             self.kill()
-        elif chance.fault("freeze", place, _FROZEN):
+            return None
+        if chance.fault("freeze", place, _FROZEN):
             delay = 1_000 + chance.amount("freeze", place, 8_000)
-            self._schedule.tell(f"{place}: frozen for {delay} ms")
-            self._next(delay)
-        elif chance.fault("slow", place, _SLOW):
-            self._next((5, 50, 700)[chance.amount("slow", place, 3)])
-        else:
-            self._next(_LINE)
+            self.schedule.tell(f"{place}: frozen for {delay} ms")
+            self.frozen_until = self.schedule.now + delay
+            return delay
+        if chance.fault("slow", place, _SLOW):
+            return (5, 50, 700)[chance.amount("slow", place, 3)]
+        return _LINE
+
+
+class Loop:
+    """What ``asyncio.create_task`` finds: a task of the process that runs now."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._schedule = schedule
+
+    def create_task(self, life: Life) -> Task:
+        assert self._schedule.running is not None
+        return self._schedule.running.spawn(life)

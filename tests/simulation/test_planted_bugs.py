@@ -9,15 +9,13 @@ import pytest
 
 from participant import barrier
 from saga_processors import processor as processor_module
-from saga_processors.log import Publisher
 from saga_processors.machine import DeadlinePassed, Decision, Verdict
 from saga_processors.machines import Effect, Input, Machine, advance
 from saga_processors.partition import PartitionPosition, Record
 from saga_processors.processor import Processor
-from saga_processors.records import KafkaRecord
 from saga_processors.saga import Operation as StepOperation
 from saga_processors.saga import SendCommand
-from saga_processors.store import BatchWrite, Moves, Store
+from saga_processors.store import BatchWrite, Moves, Unpublished
 from saga_processors.transaction import (
     AskParticipant,
     Operation,
@@ -48,32 +46,34 @@ def found_rule(parts: Parts) -> str:
 class PublishesFirst(Processor):
     """Acts, then persists."""
 
-    _publisher: Publisher
-    _store: Store
-
     async def _fold(self, records: list[Record]) -> None:
-        outer, held = self._store, list[BatchWrite]()
+        processor, store = self, self._store
 
-        class Late:
+        class Eager:
             def __getattr__(self, name: str) -> Any:
-                return getattr(outer, name)
+                return getattr(store, name)
 
             async def commit(self, batch: BatchWrite) -> None:
-                held.append(batch)
+                for row in batch.journal:
+                    id = row.transaction_id or ""
+                    entry = batch.created.get(id) or batch.changed.get(id, (None,))[0]
+                    if row.effects and entry is not None and entry.machine is not None:
+                        again = Unpublished(row.offset, id, row.effects, row.at, entry.machine)
+                        await processor._publisher.publish(processor._effects(again))
+                await store.commit(batch)
 
-        publisher = self._publisher
-
-        class Early:
-            async def publish(self, effects: Sequence[KafkaRecord]) -> None:
-                await publisher.publish(effects)
-                await outer.commit(held.pop())
-
-        self._store, self._publisher = Late(), Early()  # type: ignore[assignment]
+        self._store = Eager()  # type: ignore[assignment]
         try:
             await super()._fold(records)
-            await self._settle()
         finally:
-            self._store, self._publisher = outer, publisher
+            self._store = store
+
+
+class WaitsForNothing(Processor):
+    """Does not look whether the effects of the batch before have left."""
+
+    async def _settle(self) -> None:
+        self._leaving = None
 
 
 class NeverRepublishes(Processor):
@@ -112,7 +112,7 @@ class AcknowledgesFirst(Session):
 class ComparesNothing(Session):
     """Two processors may believe that they own a partition."""
 
-    def check(self, moves: dict[int, tuple[PartitionPosition, int]]) -> None:
+    def check(self, moves: Moves) -> None:
         pass
 
 
@@ -234,6 +234,7 @@ class HoldsNothing(Resources):
     ("parts", "rule"),
     [
         (Parts(processor=PublishesFirst), "was not decided"),
+        (Parts(processor=WaitsForNothing), "what was decided leaves|everything ends"),
         (Parts(processor=NeverRepublishes), "what was decided leaves|everything ends"),
         (Parts(processor=TakesPublishedForGranted), "what was decided leaves|everything ends"),
         (Parts(processor=FillsNoGap), "everything ends|KeyError|what was accepted|rebuild"),
