@@ -4,6 +4,7 @@ A server that has imported ``fluxora.cli`` forks for each command: the child has
 and exit code, and runs what the script ``fluxora`` runs.
 """
 
+import json
 import multiprocessing
 import os
 import subprocess
@@ -11,8 +12,10 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fluxora import cli
+from tests.platform import Platform
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", "fluxora.cli"])
@@ -41,6 +44,12 @@ def run(*arguments: str, environment: Mapping[str, str], seconds: float = 120) -
             process.kill()
             process.join()
             process.close()
+
+
+def fluxora(platform: Platform, *arguments: str, **environment: str) -> tuple[int, Any, str]:
+    """Run the command line on the platform with --json; returns its exit code, what it printed, and its errors."""
+    done = run(*arguments, "--json", environment={**os.environ, **platform.endpoints, **environment}, seconds=180)
+    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
 def _main(arguments: tuple[str, ...], environment: dict[str, str], out: Path, err: Path) -> None:

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, create_engine, text
 from connectors import connector_name, ensure_slot
 from participant import outbox
 from tests import command_line
-from tests.integration.test_rebuild import fluxora
+from tests.command_line import fluxora
 from tests.platform import Platform
 
 NAME = f"audited{uuid.uuid4().hex[:6]}"

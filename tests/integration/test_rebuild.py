@@ -4,7 +4,6 @@ import json
 import os
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -13,13 +12,8 @@ import coordinator.migrations
 from fluxora.rebuild import CannotRebuild, Rebuild
 from saga_processors.settings import ProcessorSettings
 from tests import command_line
+from tests.command_line import fluxora
 from tests.platform import Platform, steps
-
-
-def fluxora(platform: Platform, *arguments: str) -> tuple[int, Any, str]:
-    """Run the command line with --json; returns its exit code, what it printed, and its errors."""
-    done = command_line.run(*arguments, "--json", environment={**os.environ, **platform.endpoints})
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
 @pytest.fixture(scope="module")
