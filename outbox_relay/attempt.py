@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace, TracebackType
 from typing import Self
+from weakref import WeakValueDictionary
 
 import aiohttp
 from yarl import URL
@@ -31,23 +32,30 @@ _CHUNK = 64 << 10
 class AttemptLimits:
     """Times in seconds, sizes in bytes."""
 
-    connect_s: float = 3.0
+    #: Linux sends a lost SYN again after 1 s and after 3 s: there is time for both.
+    connect_s: float = 5.0
     #: Between two bytes of the answer, and before the first one.
     read_s: float = 30.0
     response_bytes: int = RESULT_LIMIT
     #: A connection idle for so long is not used again: the other side may be closing it, and a call that meets this
     #: is lost. Servers keep theirs for 2 s (gunicorn) and more.
     keep_alive_s: float = 1.0
+    #: Connections to one address (IP and port) being opened at once. More of them overflow the queue of a service
+    #: that accepts slowly (Python's http.server queues 5): its kernel drops them, and the calls are lost or late.
+    opening: int = 16
 
 
 class Caller:
-    """Makes attempts. Belongs to one event loop; how many run at once is for whoever calls to bound."""
+    """Makes attempts. Belongs to one event loop; how many run at once is for whoever calls to bound, but for the
+    connections that are being opened."""
 
     def __init__(self, resolver: Resolver, allowed: AllowList, limits: AttemptLimits | None = None) -> None:
         """``resolver`` stays the caller's; its addresses are checked by ``allowed``."""
         self._resolver = resolver
         self._allowed = allowed
         self._limits = limits or AttemptLimits()
+        #: For each address that is being called.
+        self._turns: WeakValueDictionary[tuple[str, int], asyncio.Semaphore] = WeakValueDictionary()
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
                 limit=0,
@@ -55,7 +63,7 @@ class Caller:
                 ssl=ssl.create_default_context(),
                 use_dns_cache=False,
             ),
-            trace_configs=[_told_when_connected()],
+            trace_configs=[_opened_in_turn()],
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             auto_decompress=False,
@@ -117,6 +125,8 @@ class Caller:
     ) -> Called:
         limits, where = self._limits, address.authority
         pinned = Address(address.scheme, str(ip), address.port, address.path or "/")
+        progress.turns = self._turns.get((pinned.host, pinned.port)) or asyncio.Semaphore(limits.opening)
+        self._turns[pinned.host, pinned.port] = progress.turns
         try:
             async with self._session.post(
                 URL(pinned.url, encoded=True),
@@ -132,6 +142,8 @@ class Caller:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             why = f"{where}: {_why(error, limits)}"
             return Lost(why) if progress.connected else NotSent(why)
+        finally:
+            progress.no_longer_opening()
 
     async def _answer(self, response: aiohttp.ClientResponse) -> Answer:
         """Read the body as far as it may go; leaving it unread closes the connection."""
@@ -153,13 +165,32 @@ class _Progress:
     """How far an attempt has come: once there is a connection, TLS included, something may have been sent."""
 
     connected: bool = False
+    #: Of those who open a connection to the address.
+    turns: asyncio.Semaphore | None = None
+    #: It has its turn.
+    opening: bool = False
+
+    async def its_turn(self) -> None:
+        assert self.turns is not None
+        await self.turns.acquire()
+        self.opening = True
+
+    def no_longer_opening(self) -> None:
+        if self.opening and self.turns is not None:
+            self.opening = False
+            self.turns.release()
 
 
-def _told_when_connected() -> aiohttp.TraceConfig:
+def _opened_in_turn() -> aiohttp.TraceConfig:
+    async def opening(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+        await context.trace_request_ctx.its_turn()
+
     async def connected(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
         context.trace_request_ctx.connected = True
+        context.trace_request_ctx.no_longer_opening()
 
     trace = aiohttp.TraceConfig()
+    trace.on_connection_create_start.append(opening)
     trace.on_connection_create_end.append(connected)
     trace.on_connection_reuseconn.append(connected)
     return trace

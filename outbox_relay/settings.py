@@ -149,7 +149,12 @@ class RelaySettings(DirectorySettings):
         description="Address of that port; 0.0.0.0 in a container.",
     )
 
-    connect_timeout_s: float = Field(default=3.0, gt=0, le=60, description="Of one connection, and of one DNS look-up.")
+    connect_timeout_s: float = Field(
+        default=5.0,
+        gt=0,
+        le=60,
+        description="Of one connection, and of one DNS look-up. Linux sends a lost SYN again after 1 s and 3 s.",
+    )
     read_timeout_s: float = Field(default=30.0, gt=0, le=3600, description="Between two bytes of an answer.")
     max_timeout_s: float = Field(default=300.0, gt=0, le=3600, description="Of a whole call, whatever its step says.")
     max_response_bytes: int = Field(
@@ -165,6 +170,13 @@ class RelaySettings(DirectorySettings):
 
     service_concurrency: int = Field(default=64, ge=1, le=10_000, description="Calls to one service at once.")
     concurrency: int = Field(default=512, ge=2, le=20_000, description="Calls at once.")
+    address_opening: int = Field(
+        default=16,
+        ge=1,
+        le=10_000,
+        description="Connections to one address being opened at once: more overflow the queue of a service that "
+        "accepts slowly, and the calls are lost or late. The others wait for their turn within their own time.",
+    )
     service_waiting: int = Field(default=1_000, ge=0, le=1_000_000, description="Commands waiting for one service.")
     service_waiting_bytes: int = Field(default=8 << 20, ge=0, le=1 << 30, description="The same in bytes.")
     waiting: int = Field(default=20_000, ge=0, le=1_000_000, description="Commands waiting in all.")
@@ -205,7 +217,13 @@ class RelaySettings(DirectorySettings):
 
     @property
     def attempt_limits(self) -> AttemptLimits:
-        return AttemptLimits(self.connect_timeout_s, self.read_timeout_s, self.max_response_bytes, self.keep_alive_s)
+        return AttemptLimits(
+            connect_s=self.connect_timeout_s,
+            read_s=self.read_timeout_s,
+            response_bytes=self.max_response_bytes,
+            keep_alive_s=self.keep_alive_s,
+            opening=self.address_opening,
+        )
 
     @property
     def lane_limits(self) -> LaneLimits:

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import httpx
 import psycopg
-from confluent_kafka import Consumer, Message
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from deploy.stack import Stack
 from schemas import Codec
@@ -75,7 +75,7 @@ class Platform:
         assert saga["state"] in TERMINAL, f"not ended after {seconds} s: {saga}"
         return saga
 
-    def wait_all(self, saga_ids: Iterable[str], seconds: float = 120) -> dict[str, str]:
+    def wait_all(self, saga_ids: Iterable[str], seconds: float = 180) -> dict[str, str]:
         """States of the sagas, once all have ended. Asks the database, so that it works while REST is down."""
         wanted = list(saga_ids)
         deadline = time.monotonic() + seconds
@@ -93,6 +93,27 @@ class Platform:
                 )
                 raise AssertionError(f"{len(open_ones)} of {len(wanted)} sagas have not ended: {stuck}")
             time.sleep(0.2)
+
+    # Two-phase commits
+
+    def transaction_in(self, id: str, *states: str, seconds: float = 120) -> dict[str, Any]:
+        """The transaction when it is in one of ``states``.
+
+        Fails as soon as it has ended otherwise, or after ``seconds``, and says what the participants say.
+        """
+        deadline = time.monotonic() + seconds
+        while (found := self.http.get(f"/transactions/{id}").json())["state"] not in states:
+            over = found["state"] in ("COMMITTED", "ABORTED") or (
+                found["state"] == "ABORTING" and "ABORTED" not in states
+            )
+            if over or time.monotonic() > deadline:
+                told = Counter(f"{one['state']}: {one.get('reason')}" for one in found["participants"])
+                raise AssertionError(
+                    f"{found['state']} and not {' or '.join(states)} ({found.get('reason')}); participants: "
+                    + "; ".join(f"{count} × {what}" for what, count in told.most_common(10))
+                )
+            time.sleep(0.1)
+        return found
 
     # What happened
 
@@ -137,25 +158,30 @@ class Platform:
         assert not problems, f"{len(problems)} of {len(expected)} sagas: " + "\n".join(problems[:5])
 
     def records_of(self, topic: str, key: str) -> list[Message]:
-        """All records of ``topic`` with this key, in order of the log, as any consumer would read them."""
+        """All records of ``topic`` with this key; in order of the log if they lie in one partition."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.endpoints["KAFKA_BOOTSTRAP_SERVERS"],
+                # Named, because the client wants one; nobody joins it, since that takes seconds.
                 "group.id": f"reader-{uuid.uuid4()}",
-                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
                 "enable.partition.eof": True,
             }
         )
-        consumer.subscribe([topic])
         found, ended = [], set()
         try:
-            while not consumer.assignment() or len(ended) < len(consumer.assignment()):
-                message = consumer.poll(10)
-                assert message is not None, f"{topic} does not answer"
-                if message.error():
+            partitions = consumer.list_topics(topic, timeout=30).topics[topic].partitions
+            consumer.assign([TopicPartition(topic, partition, OFFSET_BEGINNING) for partition in partitions])
+            deadline = time.monotonic() + 60
+            while len(ended) < len(partitions):
+                message = consumer.poll(1)
+                if message is None:
+                    assert time.monotonic() < deadline, f"{topic} does not answer"
+                elif (error := message.error()) is None:
+                    if message.key() == key.encode():
+                        found.append(message)
+                elif error.code() == KafkaError._PARTITION_EOF:
                     ended.add(message.partition())
-                elif message.key() == key.encode():
-                    found.append(message)
         finally:
             consumer.close()
         return found
@@ -168,7 +194,7 @@ class Platform:
         os.kill(pid, number)
         return pid
 
-    def restarted(self, name: str, pid: int, seconds: float = 60) -> None:
+    def restarted(self, name: str, pid: int, seconds: float = 120) -> None:
         """Wait until the supervisor has put another process in the place of ``pid``."""
         self.until(lambda: self.stack.pid(name) != pid, f"{name} was not started again", seconds)
 
@@ -176,12 +202,12 @@ class Platform:
         """The next process that comes to this line dies there."""
         (self.crash_dir / point).touch()
 
-    def crashed(self, point: str, seconds: float = 60) -> None:
+    def crashed(self, point: str, seconds: float = 120) -> None:
         """Wait until one has."""
         self.until(lambda: not (self.crash_dir / point).exists(), f"nobody came to {point}", seconds)
 
     @staticmethod
-    def until(condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def until(condition: Callable[[], object], what: str, seconds: float = 120) -> None:
         deadline = time.monotonic() + seconds
         while not _quietly(condition):
             assert time.monotonic() < deadline, f"{what} within {seconds} s"

@@ -70,7 +70,10 @@ def test_a_saga_from_post_to_completed(platform: Platform) -> None:
         (2,)
     ]
 
-    # 8. Whoever wants to know consumed its lifecycle.
+    # 8. Whoever wants to know consumed its lifecycle: published after the state is stored.
+    platform.until(
+        lambda: len(platform.records_of("fluxora.transactions.events", saga_id)) >= 4, "not all events are published"
+    )
     events = [codec.decode(m.value())[1] for m in platform.records_of("fluxora.transactions.events", saga_id)]
     assert [(event["sequence"], event["type"], event["step"]) for event in events] == [
         (1, "SagaStarted", None),

@@ -1,8 +1,6 @@
 """Sagas over HTTP services: found in the registry, called by the relay, decided by the machine, seen by their user."""
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 
 from participant.saga_client import Conflict, SagaClient
 from participant.sagas import Retry, Step
+from tests import command_line
 from tests.http_services import Answer, Call, Catalog, HttpService, http_service
 from tests.platform import Platform
 
@@ -199,13 +198,10 @@ def test_what_cannot_be_granted_is_refused_with_the_reason(sagas: SagaClient, st
 
 def test_the_command_line_shows_and_mends_a_stuck_saga(sagas: SagaClient, platform: Platform, stuck: str) -> None:
     def fluxora(*words: str) -> str:
-        return subprocess.run(
-            [sys.executable, "-m", "fluxora", "saga", *words],
-            env=platform.endpoints | {"COLUMNS": "80", "PATH": "/usr/bin"},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
+        environment = platform.endpoints | {"COLUMNS": "80", "PATH": "/usr/bin"}
+        done = command_line.run("saga", *words, environment=environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     assert stuck in fluxora("list", "--state", "EXECUTING", "--service", "shop", "--younger-than", "1h")
     assert json.loads(fluxora("skip", stuck, "charge", "--who", "ada", "--json"))["saga_id"] == stuck

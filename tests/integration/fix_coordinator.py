@@ -152,18 +152,18 @@ def running(database_url: str, *, reached_by: str | None = None, **settings: obj
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
     ):
         try:
-            eventually(lambda: client.get("/health").status_code == 200, 40)
+            eventually(lambda: client.get("/health").status_code == 200, 120)
             yield Coordinator(url, database_url, process, client)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(20)
+                process.wait(60)
             except subprocess.TimeoutExpired:
                 process.kill()
                 raise
 
 
-def eventually(condition: Any, seconds: float = 15) -> None:
+def eventually(condition: Any, seconds: float = 60) -> None:
     """Wait until ``condition()`` holds."""
     until = time.monotonic() + seconds
     while True:

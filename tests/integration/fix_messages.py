@@ -123,7 +123,7 @@ class Service:
         document: dict[str, Any] = answer.json()
         return document
 
-    def until(self, message_id: str, status: str, seconds: float = 40) -> dict[str, Any]:
+    def until(self, message_id: str, status: str, seconds: float = 90) -> dict[str, Any]:
         eventually(lambda: self.get(message_id)["status"] == status, seconds)
         return self.get(message_id)
 
@@ -160,13 +160,13 @@ def running(
         httpx.Client(base_url=url, timeout=30, trust_env=False) as client,
     ):
         try:
-            eventually(lambda: client.get("/health").status_code == 200, 100)
+            eventually(lambda: client.get("/health").status_code == 200, 120)
             yield Service(url, database_url, process, client)
         finally:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
                 try:
-                    process.wait(30)
+                    process.wait(60)
                 except subprocess.TimeoutExpired:
                     process.kill()
                     raise

@@ -1,8 +1,6 @@
 """Every row of an outbox is in its topic, and a gap is found, named and filled."""
 
 import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Iterator
@@ -14,7 +12,8 @@ from sqlalchemy import Engine, create_engine, text
 
 from connectors import connector_name, ensure_slot
 from participant import outbox
-from tests.integration.test_rebuild import fluxora
+from tests import command_line
+from tests.command_line import fluxora
 from tests.platform import Platform
 
 NAME = f"audited{uuid.uuid4().hex[:6]}"
@@ -25,13 +24,11 @@ TOPIC = f"{NAME}.events"
 def database(platform: Platform) -> Iterator[Engine]:
     """A service's database with a connector of its own."""
     url = platform.endpoints["DATABASE_URL"].removesuffix("fluxora") + NAME
-    subprocess.run(
-        [sys.executable, "-m", "fluxora", "service", "add", NAME, "--create-database", "--database-url", url],
-        env={**os.environ, **platform.endpoints},
-        check=True,
-        timeout=120,
-        capture_output=True,
+    environment = {**os.environ, **platform.endpoints}
+    added = command_line.run(
+        "service", "add", NAME, "--create-database", "--database-url", url, environment=environment
     )
+    assert added.returncode == 0, added.stderr
     engine = create_engine(url.replace("postgresql://", "postgresql+psycopg://"))
     yield engine
     engine.dispose()

@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,21 +19,14 @@ from fluxora.topics import partitions_by_topic
 from participant import migrations
 from participant.settings import sqlalchemy_url
 from participant.tables import metadata
+from tests import command_line
 from tests.integration.fix_participant import Addresses, addresses, drop_database, fresh_database_url, new_name
 
 __all__ = ["addresses", "fresh_database_url", "new_name"]  # fixtures
 
 
 def fluxora(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    program = "from fluxora.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    return command_line.run(*arguments, environment={**os.environ, "COLUMNS": "200", **environment})
 
 
 @pytest.fixture

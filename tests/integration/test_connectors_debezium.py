@@ -161,7 +161,7 @@ def test_nothing_is_lost_when_the_sender_is_killed_again_and_again(
         time.sleep(0.3)
         sent += service.publish(events, 20, start=1000 + 20 * i)
     wanted = {str(message.id) for message in sent}
-    topic(events).read(lambda messages: wanted <= {headers_of(m)["ce_id"] for m in messages}, timeout_s=90)
+    topic(events).read(lambda messages: wanted <= {headers_of(m)["ce_id"] for m in messages}, timeout_s=180)
 
 
 def test_a_slot_that_was_made_anew_fails_loudly_instead_of_skipping(
@@ -177,7 +177,7 @@ def test_a_slot_that_was_made_anew_fails_loudly_instead_of_skipping(
     service.publish(events, 5, start=10)  # these are lost: no slot kept them
     ensure_slot(service.url)
     _resume(service)
-    failure = _await(lambda: service.connect.connectors(service.name)[service.name].failures, 60)
+    failure = _await(lambda: service.connect.connectors(service.name)[service.name].failures, 120)
     assert "no longer available" in failure[0].trace
     assert len(reader.read(lambda messages: True)) <= 10
 
@@ -192,7 +192,7 @@ def test_a_missing_slot_fails_loudly_too(service: Service, events: str, topic: C
     service.sql("SELECT pg_drop_replication_slot(:n)", n=service.name)
     service.publish(events, 5, start=10)
     _resume(service)
-    assert _await(lambda: service.connect.connectors(service.name)[service.name].failures, 60)
+    assert _await(lambda: service.connect.connectors(service.name)[service.name].failures, 120)
 
 
 def test_an_idle_database_moves_its_slot_on(service: Service) -> None:
@@ -206,17 +206,21 @@ def test_an_idle_database_moves_its_slot_on(service: Service) -> None:
             state = slot_state(connection, service.name)
         return state is not None and state.active and state.lag_bytes < 100_000
 
-    assert _await(caught_up, 30)
+    assert _await(caught_up, 120)
+
+
+@pytest.fixture
+def impatient(addresses: Addresses) -> Iterator[Connect]:
+    with Connect(addresses.connect, patience_s=1) as client:
+        yield client
 
 
 def test_the_watcher_restarts_a_failed_connector_and_restores_a_vanished_one(
-    service: Service, events: str, topic: Callable[[str], Topic]
+    service: Service, impatient: Connect, events: str, topic: Callable[[str], Topic]
 ) -> None:
     service.register()
-    watcher = Watcher(
-        Connect(service.addresses.connect, patience_s=1),
-        WatcherSettings(connect_url=service.addresses.connect, restart_wait_min_s=0.5, restart_wait_max_s=2),
-    )
+    settings = WatcherSettings(connect_url=service.addresses.connect, restart_wait_min_s=0.5, restart_wait_max_s=2)
+    watcher = Watcher(impatient, settings)
     watcher.look()
 
     def mine() -> list[str]:
@@ -233,12 +237,12 @@ def test_the_watcher_restarts_a_failed_connector_and_restores_a_vanished_one(
     _stop(service)
     service.sql("DROP PUBLICATION fluxora_outbox")
     _resume(service)
-    _await(lambda: service.connect.connectors(service.name)[service.name].failures, 60)
+    _await(lambda: service.connect.connectors(service.name)[service.name].failures, 120)
     watcher.look()
     assert mine()
     service.sql("CREATE PUBLICATION fluxora_outbox FOR TABLE fluxora.outbox WITH (publish = 'insert')")
     sent = service.publish(events, 5)
-    _await(well, 60)
+    _await(well, 120)
     found = topic(events).read(lambda messages: len(messages) >= 5)
     assert bodies(found) == sorted(message.payload for message in sent)
     assert REGISTRY.get_sample_value("fluxora_connector_restarts_total", {"connector": service.name})
@@ -248,11 +252,11 @@ def test_the_watcher_restarts_a_failed_connector_and_restores_a_vanished_one(
         watcher.look()
         return REGISTRY.get_sample_value("fluxora_slot_active", {"slot": service.name}) == 1
 
-    _await(active, 30)
+    _await(active, 120)
 
     service.connect.delete(service.name)
     sent = service.publish(events, 5, start=5)
-    _await(well, 60)
+    _await(well, 120)
     topic(events).read(lambda messages: {m.payload for m in sent} <= {m.value() for m in messages})
     assert REGISTRY.get_sample_value("fluxora_connector_restored_total", {"connector": service.name}) == 1
 
@@ -264,7 +268,7 @@ def test_a_row_for_a_missing_topic_makes_it_and_holds_up_nothing(
     missing = new_name("missing")
     sent = service.publish(missing, 3)
     admin = AdminClient({"bootstrap.servers": addresses.kafka})
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while missing not in partitions_by_topic(admin):
         assert time.monotonic() < deadline, "Connect did not make the topic"
         time.sleep(0.2)
@@ -314,7 +318,7 @@ def _await_confirmed(service: Service) -> None:
         answer = httpx.get(f"{service.addresses.connect}/connectors/{service.name}/offsets", timeout=30)
         return answer.is_success and bool(answer.json()["offsets"])
 
-    _await(stored, 60)
+    _await(stored, 120)
 
 
 def _stop(service: Service) -> None:
@@ -325,7 +329,7 @@ def _stop(service: Service) -> None:
             state = slot_state(connection, service.name)
         return state is not None and not state.active
 
-    _await(free, 30)
+    _await(free, 120)
 
 
 def _resume(service: Service) -> None:

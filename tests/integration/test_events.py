@@ -115,7 +115,7 @@ class Shop:
     def seen(self) -> Counter[int]:
         return Counter(number for (number,) in self.query("SELECT number FROM seen"))
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = 60) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 120) -> None:
         self.producer.flush()
         deadline = time.monotonic() + seconds
         while not condition():
@@ -231,7 +231,7 @@ def test_two_members_share_the_work_one_dies_and_nothing_is_lost_or_doubled(shop
         shop.send(order(number, customer=f"c{number % 50}"))
     assert shop.await_seen(800) == Counter(dict.fromkeys(range(800), 1))
     second.send_signal(signal.SIGTERM)
-    assert second.wait(timeout=20) == 0
+    assert second.wait(timeout=60) == 0
 
 
 def documented(command: str) -> str:

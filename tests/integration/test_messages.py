@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_messages_of_one_key_arrive_in_order_through_failures_and_two_replicas(m
 
         with ThreadPoolExecutor(len(keys)) as pool:
             ids = [id for sent in pool.map(send, keys) for id in sent]
-        eventually(lambda: statuses(one, ids) == {"DELIVERED"}, 60)
+        eventually(lambda: statuses(one, ids) == {"DELIVERED"})
         for key in keys:
             assert [body["n"] for body in receiver.delivered() if body["key"] == key] == list(range(count))
         failed = [id for id in ids if one.get(id)["retry_count"] == 2]
@@ -142,26 +143,33 @@ def test_messages_of_one_key_arrive_in_order_through_failures_and_two_replicas(m
 
 def test_a_dead_and_a_slow_destination_hold_up_nobody_else(messages_database: str) -> None:
     """With a backlog for each, and fewer places for attempts than it has messages."""
+    release = threading.Event()
+
+    def held(body: Any, before: int) -> int:
+        release.wait(100)
+        return 200
+
     with (
         receiving() as live,
-        receiving(sleeping(0.8)) as slow,
+        receiving(held) as slow,
         running(
             messages_database,
             {"live": live.url, "slow": slow.url, "dead": "http://127.0.0.1:9"},
             concurrency=8,
             destination_concurrency=8,
+            attempt_timeout_seconds=100,
+            lease_seconds=210,
         ) as service,
     ):
         for n in range(40):
             service.post("slow", n)
             service.post("dead", n)
-        took = []
-        for n in range(20):
-            began = time.monotonic()
-            service.until(service.post("live", n), "DELIVERED")
-            took.append(time.monotonic() - began)
-        assert sorted(took)[10] < 0.5, took
-        assert len(slow.received) < 40
+        try:
+            for n in range(20):
+                service.until(service.post("live", n), "DELIVERED")
+            assert slow.received == [], "nothing slow has been answered meanwhile"
+        finally:
+            release.set()
 
 
 def test_a_message_that_is_never_taken_fails_is_dead_lettered_and_can_be_sent_again(
@@ -205,7 +213,7 @@ def letter_of(message_id: str) -> Any:
     )
     consumer.subscribe(["fluxora.messages.dlq"])
     try:
-        until = time.monotonic() + 30
+        until = time.monotonic() + 90
         while time.monotonic() < until:
             record = consumer.poll(1)
             if record and not record.error() and dict(record.headers()).get("ce_id") == message_id.encode():
@@ -227,14 +235,14 @@ def test_a_process_killed_in_mid_delivery_leaves_nothing_lost_and_the_order_kept
                         ids.append(doomed.post("kept", n, key="one", message_id=str(uuid4())))
                     except Exception:
                         break  # it was killed before the answer
-                assert doomed.process.wait(20) == EXIT_CODE
+                assert doomed.process.wait(60) == EXIT_CODE
         with running(messages_database, services) as service:
             written = [
                 str(id)
                 for (id,) in service.sql("SELECT id FROM messages.messages WHERE routed_to = 'kept' ORDER BY position")
             ]
             assert set(ids) <= set(written)
-            eventually(lambda: statuses(service, written) == {"DELIVERED"}, 30)
+            eventually(lambda: statuses(service, written) == {"DELIVERED"})
             came = [one.id for one in receiver.received]
             assert list(dict.fromkeys(came)) == written
             # The one that was answered and not written down came a second time, with the same id.
@@ -243,19 +251,24 @@ def test_a_process_killed_in_mid_delivery_leaves_nothing_lost_and_the_order_kept
 
 def test_a_zombie_cannot_overwrite_what_its_successor_has_written(messages_database: str) -> None:
     """Stopped while its attempt is under way, past its lease; another process delivers meanwhile."""
-    hold = True
+    begun = threading.Event()
+
+    def slow_at_first(body: Any, before: int) -> int:
+        begun.set()
+        return sleeping(1.0, 500)(body, before) if before == 0 else 200
+
     with (
-        receiving(lambda body, before: sleeping(1.0, 500)(body, before) if hold and before == 0 else 200) as receiver,
+        receiving(slow_at_first) as receiver,
         running(messages_database, {"frozen": receiver.url}, attempt_timeout_seconds=1.9, lease_seconds=4) as zombie,
     ):
         id = zombie.post("frozen", 1)
-        time.sleep(0.4)
+        assert begun.wait(60)
         os.kill(zombie.process.pid, signal.SIGSTOP)
         try:
             with running(messages_database, {"frozen": receiver.url}) as successor:
-                successor.until(id, "DELIVERED", 20)
+                successor.until(id, "DELIVERED")
                 os.kill(zombie.process.pid, signal.SIGCONT)
-                eventually(lambda: 'outcome="LOST"' in zombie.client.get("/metrics").text, 20)
+                eventually(lambda: 'outcome="LOST"' in zombie.client.get("/metrics").text)
                 told = successor.get(id)
                 assert (told["status"], told["retry_count"]) == ("DELIVERED", 0)
         finally:
@@ -264,7 +277,7 @@ def test_a_zombie_cannot_overwrite_what_its_successor_has_written(messages_datab
 
 def test_an_unknown_destination_is_accepted_and_fails_by_the_policy(service: Service) -> None:
     nobody = f"nobody-{time.time_ns()}"
-    told = service.until(service.post(nobody, 1), "FAILED", 30)
+    told = service.until(service.post(nobody, 1), "FAILED")
     assert f"no way to {nobody}" in told["last_error"]
     assert told["retry_count"] == 4
 
@@ -365,11 +378,16 @@ def test_a_destination_with_too_many_waiting_messages_is_told_to_wait(service: S
 
 
 def test_an_asked_for_end_finishes_the_attempt_under_way(messages_database: str) -> None:
-    with receiving(sleeping(0.6)) as receiver:
+    begun = threading.Event()
+
+    def slow(body: Any, before: int) -> int:
+        begun.set()
+        return sleeping(0.6)(body, before)
+
+    with receiving(slow) as receiver:
         with running(messages_database, {"last": receiver.url}) as service:
             id = service.post("last", 1)
-            eventually(lambda: service.get(id)["next_attempt_at"] is None)
-            time.sleep(0.2)
+            assert begun.wait(60)
         assert len(receiver.received) == 1
         assert service.sql("SELECT status FROM messages.messages WHERE id = %s", id) == [("DELIVERED",)]
 
@@ -383,7 +401,7 @@ def test_a_destination_with_a_topic_only_gets_its_messages_through_the_outbox_in
         made.result(30)
     # The first may come before the service has seen the topic, and is then handed over by its first attempt.
     ids = [service.post(destination, n, key="k", type="counted") for n in range(4)]
-    eventually(lambda: all(service.get(id)["handed_to_kafka_at"] for id in ids), 40)
+    eventually(lambda: all(service.get(id)["handed_to_kafka_at"] for id in ids))
     assert statuses(service, ids) == {"PENDING"}
     rows = service.sql(
         "SELECT id::text, topic, aggregateid, payload, type, content_type FROM fluxora.outbox "

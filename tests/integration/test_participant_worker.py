@@ -85,7 +85,7 @@ class Running:
             decoded = [self.codec.decode(bytes(row))[1] for row in rows]
         return Counter((reply["command_id"], reply["outcome"]) for reply in decoded)
 
-    def await_replies(self, number: int, timeout_s: float = 60) -> Counter[tuple[str, str]]:
+    def await_replies(self, number: int, timeout_s: float = 120) -> Counter[tuple[str, str]]:
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             if (found := self.replies()).total() >= number:
@@ -135,7 +135,7 @@ def test_a_worker_killed_at_its_commit_leaves_one_row_and_one_reply_a_command(ru
     running.producer.flush()
     for visit in (1, 2):
         process = running.start(FLUXORA_CRASH_AT=f"{point}:{visit}", FLUXORA_BATCH_LIMIT="50")
-        assert process.wait(timeout=60) == 137
+        assert process.wait(timeout=120) == 137
     running.start(FLUXORA_BATCH_LIMIT="50")
     replies = running.await_replies(len(sent))
     assert replies == Counter({(command_id, "DONE"): 1 for command_id in sent})
@@ -201,7 +201,7 @@ def test_sigterm_finishes_the_batch_and_leaves(running: Running) -> None:
         httpx.get(f"http://127.0.0.1:{port}/metrics").text
     )
     process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 0
+    assert process.wait(timeout=60) == 0
     for _ in range(100):
         running.send(uuid.uuid4())
     running.producer.flush()

@@ -1,30 +1,13 @@
 """``fluxora prune`` on the whole platform, and what is so afterwards."""
 
-import json
-import os
-import subprocess
-import sys
 import uuid
-from typing import Any
 
 import pytest
 
 from fluxora.rebuild import Rebuild
 from saga_processors.settings import ProcessorSettings
+from tests.command_line import fluxora
 from tests.platform import Platform, steps
-
-
-def fluxora(platform: Platform, *arguments: str, **environment: str) -> tuple[int, Any, str]:
-    """Run the command line with --json; returns its exit code, what it printed, and its errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fluxora", *arguments, "--json"],
-        env={**os.environ, **platform.endpoints, **environment},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
 @pytest.fixture(scope="module")

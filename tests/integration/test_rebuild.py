@@ -2,11 +2,8 @@
 
 import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
-from typing import Any
 
 import psycopg
 import pytest
@@ -14,20 +11,9 @@ import pytest
 import coordinator.migrations
 from fluxora.rebuild import CannotRebuild, Rebuild
 from saga_processors.settings import ProcessorSettings
+from tests import command_line
+from tests.command_line import fluxora
 from tests.platform import Platform, steps
-
-
-def fluxora(platform: Platform, *arguments: str) -> tuple[int, Any, str]:
-    """Run the command line with --json; returns its exit code, what it printed, and its errors."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fluxora", *arguments, "--json"],
-        env={**os.environ, **platform.endpoints},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
 @pytest.fixture(scope="module")
@@ -131,14 +117,8 @@ def test_the_history_of_a_transaction_is_read_from_the_log(platform: Platform, s
     )
     assert [(one["type"], one["verdict"], one["state"]) for one in told] == journal
     assert told[-1]["state"] == "FAILED"
-    plain = subprocess.run(
-        [sys.executable, "-m", "fluxora", "tx", "history", saga],
-        env={**os.environ, **platform.endpoints, "COLUMNS": "120"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=True,
-    ).stdout
+    environment = {**os.environ, **platform.endpoints, "COLUMNS": "120"}
+    plain = command_line.run("tx", "history", saga, environment=environment).stdout
     assert "SagaStarted" in plain
     assert "REFUSED" in plain
 

@@ -17,9 +17,11 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient
 
 from deploy.stack import Stack
+from fluxora.topics import PLATFORM, ensure_topics
 from outbox_relay.intake import GROUP, TOPIC
 from schemas import Codec
 
@@ -46,7 +48,7 @@ class Service:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 service.calls.append((time.time(), self.path, dict(self.headers), body))
                 if self.path == "/hang":
-                    service.release.wait(60)
+                    service.release.wait(120)
                     self.close_connection = True
                 elif self.path == "/refuse":
                     self._say(409, {"detail": "sold out"})
@@ -84,7 +86,7 @@ class Service:
 
 
 class Running:
-    """Relays on a stack of their own, what they are sent, and what they reply."""
+    """Relays on a Kafka of their own, what they are sent, and what they reply."""
 
     def __init__(self, stack: Stack) -> None:
         self.environment = stack.endpoints()
@@ -96,7 +98,7 @@ class Running:
         )
         self._group = Consumer({"bootstrap.servers": kafka, "group.id": GROUP, "enable.auto.commit": False})
         partitions = (
-            self._consumer.list_topics("fluxora.transactions", timeout=10).topics["fluxora.transactions"].partitions
+            self._consumer.list_topics("fluxora.transactions", timeout=30).topics["fluxora.transactions"].partitions
         )
         self._consumer.assign([TopicPartition("fluxora.transactions", p, 0) for p in partitions])
         self._replies: list[tuple[float, dict[str, Any]]] = []
@@ -159,7 +161,7 @@ class Running:
         self.producer.produce(TOPIC, key=key, value=value, headers={"traceparent": "00-ab-cd-01"})
         self.producer.poll(0)
 
-    def replies(self, *command_ids: str, at_least: int = 1, timeout_s: float = 60) -> dict[str, list[dict[str, Any]]]:
+    def replies(self, *command_ids: str, at_least: int = 1, timeout_s: float = 90) -> dict[str, list[dict[str, Any]]]:
         """The replies to each of these, when there are so many of each."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -178,15 +180,15 @@ class Running:
     def lag(self) -> int:
         """Commands of the topic that are not committed."""
         partitions = [
-            TopicPartition(TOPIC, p) for p in self._group.list_topics(TOPIC, timeout=10).topics[TOPIC].partitions
+            TopicPartition(TOPIC, p) for p in self._group.list_topics(TOPIC, timeout=30).topics[TOPIC].partitions
         ]
         lag = 0
-        for committed in self._group.committed(partitions, timeout=10):
-            _, end = self._group.get_watermark_offsets(committed, timeout=10)
+        for committed in self._group.committed(partitions, timeout=30):
+            _, end = self._group.get_watermark_offsets(committed, timeout=30)
             lag += end - max(committed.offset, 0)
         return lag
 
-    def await_lag(self, *lags: int, timeout_s: float = 30) -> None:
+    def await_lag(self, *lags: int, timeout_s: float = 90) -> None:
         deadline = time.monotonic() + timeout_s
         while self.lag() not in lags:
             assert time.monotonic() < deadline, f"the lag is {self.lag()} and none of {lags}"
@@ -202,7 +204,7 @@ class Running:
             if process.poll() is None:
                 process.send_signal(signal.SIGTERM)
         for process in self.processes:
-            process.wait(30)
+            process.wait(60)
         self.processes.clear()
 
     def close(self) -> None:
@@ -214,19 +216,18 @@ class Running:
 
 
 @pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """Without our processes: each test starts the relay with its own settings."""
+def brokers(stack: Stack, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """A Kafka in which no relay runs but those that a test starts with its own settings; the rest is the session's."""
     base = int(os.environ.get("FLUXORA_TEST_PORT_BASE", "28600")) + 50
-    with Stack(tmp_path_factory.mktemp("relay"), base, only="stack") as stack:
-        subprocess.run(
-            [sys.executable, "-m", "fluxora", "init"], cwd=PROJECT, env={**os.environ, **stack.endpoints()}, check=True
-        )
-        yield stack
+    others = {name: stack.endpoints()[name] for name in ("DATABASE_URL", "CONNECT_URL", "SCHEMA_REGISTRY_URL")}
+    with Stack(tmp_path_factory.mktemp("relay"), base, only="stack", environment=others) as brokers:
+        ensure_topics(AdminClient({"bootstrap.servers": brokers.endpoints()["KAFKA_BOOTSTRAP_SERVERS"]}), PLATFORM)
+        yield brokers
 
 
 @pytest.fixture
-def relay(stack: Stack) -> Iterator[Running]:
-    running = Running(stack)
+def relay(brokers: Stack) -> Iterator[Running]:
+    running = Running(brokers)
     yield running
     running.close()
 
@@ -280,18 +281,17 @@ def test_a_service_that_hangs_holds_up_no_other(relay: Running, service: Callabl
     relay.start(FLUXORA_SERVICE_MAP=stuck_map, FLUXORA_RELAY_SERVICE_WAITING="600")
     # Twenty services hang, with more calls than there are places, and one of them with more than may wait.
     hanging = [
-        relay.send(id, service_name=f"stuck{i % 20 if i < 1_000 else 0}", endpoint="/hang", timeout_ms=15_000)
+        relay.send(id, service_name=f"stuck{i % 20 if i < 1_000 else 0}", endpoint="/hang", timeout_ms=120_000)
         for i, id in enumerate(ids(1_800))
     ]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(stuck.calls) < 400:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    began = time.time()
     quick = [relay.send(id) for id in ids(500)]
-    found = relay.replies(*quick, timeout_s=10)
+    # None of those that hang ends before it is released.
+    found = relay.replies(*quick)
     assert all(replies[0]["outcome"] == "DONE" for replies in found.values())
-    assert max(replies[0]["at"] for replies in found.values()) - began < 8, "they did not wait for those that hang"
     assert relay.lag() > 500, "what hangs is not committed"
     stuck.release.set()
     outcomes = Counter(replies[0]["outcome"] for replies in relay.replies(*hanging).values())
@@ -447,9 +447,12 @@ def test_poison_is_dead_lettered_and_passed_over(relay: Running, service: Callab
         }
     )
     reader.assign([TopicPartition(f"{TOPIC}.dlq", 0, 0)])
-    letters = [m for m in reader.consume(1000, timeout=5) if m.key() == poison.encode()]
+    letters: list[Message] = []
+    deadline = time.monotonic() + 60
+    while len(letters) < 2:
+        letters += [m for m in reader.consume(1000, timeout=0.2) if m.key() == poison.encode()]
+        assert time.monotonic() < deadline, f"{len(letters)} dead letters"
     reader.close()
-    assert len(letters) == 2
     headers = dict(cast("list[tuple[str, bytes]]", letters[1].headers()))
     assert headers["__connect.errors.topic"] == TOPIC.encode()
     assert b"Confluent wire format" in headers["__connect.errors.exception.message"]
@@ -461,14 +464,14 @@ def test_a_stop_finishes_what_runs_and_commits_it(relay: Running, service: Calla
     relay.exchange()  # it takes commands by now, so that the next one does not expire before
     slow = relay.send(*ids(1), endpoint="/hang", timeout_ms=4_000)
     relay.producer.flush()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(payments.calls) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     (reply,) = relay.replies(slow)[slow]
     assert reply["outcome"] == "UNKNOWN"
-    assert process.wait(10) == 0
+    assert process.wait(60) == 0
     assert relay.lag() == 0
 
 
@@ -493,22 +496,22 @@ def test_two_relays_share_the_work_and_one_takes_over_from_the_other(
 
 
 def test_a_relay_that_loses_the_brokers_ends_and_the_next_one_loses_no_command(
-    relay: Running, service: Callable[[], Service], stack: Stack
+    relay: Running, service: Callable[[], Service], brokers: Stack
 ) -> None:
     payments = service()
     ended = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_REPLY_TIMEOUT_S="2")
     relay.exchange()
     sent = [relay.send(id, endpoint="/hang") for id in ids(30)]
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 90
     while len(payments.calls) < 31:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     relay.await_lag(30)
     # Frozen, so that it is away for as long as it takes; then killed, so that what it had in memory only is gone.
-    broker = stack.pid("kafka")
+    broker = brokers.pid("kafka")
     os.kill(broker, signal.SIGSTOP)
     payments.release.set()
-    assert ended.wait(30) == 75
+    assert ended.wait(60) == 75
     os.kill(broker, signal.SIGKILL)
     relay.start(SERVICE_REGISTRY_URL=payments.url)
     found = relay.replies(*sent, timeout_s=120)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Message
 
-from tests.integration.test_rebuild import fluxora
+from tests.command_line import fluxora
 from tests.platform import Platform, steps
 
 EVENTS = "fluxora.transactions.events"

@@ -2,14 +2,13 @@
 
 import json
 import os
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from tests import command_line
 from tests.acceptance.test_transactions import Site, begin
 from tests.platform import Platform
 
@@ -23,14 +22,7 @@ class Fluxora:
         } | {"COORDINATOR_URL": coordinator_url, "COLUMNS": "160"}
 
     def plain(self, *arguments: str) -> tuple[int, str, str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "fluxora", "tx", *arguments],
-            env=self._environment,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
+        done = command_line.run("tx", *arguments, environment=self._environment)
         return done.returncode, done.stdout, done.stderr
 
     def __call__(self, *arguments: str) -> Any:
@@ -54,13 +46,13 @@ def site() -> Iterator[Site]:
 
 def prepared(platform: Platform, site: Site, *names: str) -> str:
     id = begin(platform, participants=[site.participant(name) for name in names], timeout_seconds=300)
-    answer = platform.http.post(f"/transactions/{id}/prepare")
-    assert answer.json()["state"] == "PREPARED", answer.text
+    platform.http.post(f"/transactions/{id}/prepare")
+    platform.transaction_in(id, "PREPARED")
     return id
 
 
 def ended(platform: Platform, id: str) -> str:
-    return str(platform.http.get(f"/transactions/{id}", params={"wait": "30s"}).json()["state"])
+    return str(platform.http.get(f"/transactions/{id}", params={"wait": "60s"}).json()["state"])
 
 
 def test_an_operator_commits_what_is_prepared_and_the_journal_keeps_who_and_why(
@@ -132,11 +124,15 @@ def test_what_a_participant_keeps_from_its_end_is_in_doubt_until_it_answers(
 
     assert id in in_doubt("0s")
     assert id not in in_doubt("1h")
-    shown = tx("show", id)
-    assert shown["state"] == "COMMITTING"
-    stuck = next(one for one in shown["participants"] if one["service_name"] == "stuck")
-    assert stuck["state"] == "PREPARED"
-    assert "500" in stuck["reason"]
+
+    def stuck() -> Any:
+        shown = tx("show", id)
+        assert shown["state"] == "COMMITTING"
+        return next(one for one in shown["participants"] if one["service_name"] == "stuck")
+
+    platform.until(lambda: stuck()["reason"], "the participant's answer is not in")
+    assert stuck()["state"] == "PREPARED"
+    assert "500" in stuck()["reason"]
     site.answers.clear()
     assert ended(platform, id) == "COMMITTED"
     assert id not in in_doubt("0s")

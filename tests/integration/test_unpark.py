@@ -1,24 +1,7 @@
 """A transaction that cannot be folded, on the real stack: seen, asked for, mended, and run to its end."""
 
-import json
-import os
-import subprocess
-import sys
-from typing import Any
-
+from tests.command_line import fluxora
 from tests.platform import Platform, steps
-
-
-def fluxora(platform: Platform, *arguments: str) -> tuple[int, Any, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "fluxora", *arguments, "--json"],
-        env={**os.environ, **platform.endpoints},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 
 def stored(platform: Platform, saga: str, progress: str | None = None) -> str:

@@ -6,7 +6,7 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -191,18 +191,73 @@ def test_nothing_is_sent_when_the_name_does_not_resolve() -> None:
 
 
 def test_nothing_is_sent_when_the_connection_does_not_come_about() -> None:
-    # A queue of connections that is full: the next one gets no answer.
+    with full_queue() as port:
+        url = f"http://127.0.0.1:{port}"
+        assert post(url, list, trusted=True, timeout_s=5.0) == NotSent(f"127.0.0.1:{port}: no connection within 0.3 s")
+        assert post(url, list, trusted=True, timeout_s=0.1) == NotSent(f"127.0.0.1:{port}: no connection within 0.1 s")
+
+
+def test_a_burst_of_calls_opens_a_few_connections_at_a_time_and_one_that_is_not_answered_holds_up_no_other() -> None:
+    """The queue of the full address takes none: whoever opens there waits, and the rest behind it."""
+    limits = AttemptLimits(connect_s=0.5, opening=2)
+
+    async def run() -> tuple[list[Called], float, list[Called]]:
+        resolver = Resolver()
+        allowed = AllowList.parse("127.0.0.0/8")
+        async with RawServer(answer(200, b"{}")) as quick, Caller(resolver, allowed, limits) as caller:
+            with full_queue() as port:
+                full = parse_url(f"http://127.0.0.1:{port}")
+                hanging = [asyncio.create_task(caller.post(full, b"{}", {}, 20, trusted=True)) for _ in range(6)]
+                began = time.monotonic()
+                answered = [await caller.post(parse_url(quick.url), b"{}", {}, 20, trusted=True) for _ in range(3)]
+                assert not any(task.done() for task in hanging)
+                lost = await asyncio.gather(*hanging)
+                took = time.monotonic() - began
+        resolver.close()
+        return answered, took, lost
+
+    answered, took, lost = asyncio.run(run())
+    assert answered == [Answer(200, b"{}")] * 3
+    assert {type(one) for one in lost} == {NotSent}
+    assert took > 3 * 0.5 * 0.9, "two at a time, half a second each"
+
+
+def test_the_time_of_an_attempt_counts_while_it_waits_for_its_turn_to_connect() -> None:
+    limits = AttemptLimits(connect_s=1.0, opening=1)
+
+    async def run() -> Called:
+        resolver = Resolver()
+        async with Caller(resolver, AllowList.parse("127.0.0.0/8"), limits) as caller:
+            with full_queue() as port:
+                full = parse_url(f"http://127.0.0.1:{port}")
+                first = asyncio.create_task(caller.post(full, b"{}", {}, 20, trusted=True))
+                await asyncio.sleep(0)
+                second = await caller.post(full, b"{}", {}, 0.2, trusted=True)
+                assert not first.done()
+                await first
+                # Whoever gave up has left no turn behind: a third may open.
+                third = await caller.post(full, b"{}", {}, 20, trusted=True)
+                assert isinstance(third, NotSent) and "within 1 s" in third.reason
+        resolver.close()
+        return second
+
+    second = asyncio.run(run())
+    assert isinstance(second, NotSent)
+    assert second.reason.endswith("no connection within 0.2 s")
+
+
+@contextlib.contextmanager
+def full_queue() -> Iterator[int]:
+    """The port of a server that accepts nobody, and whose queue of connections is full: no answer to the next one."""
     with socket.socket() as server, contextlib.ExitStack() as fillers:
         server.bind(("127.0.0.1", 0))
         server.listen(0)
-        port = server.getsockname()[1]
+        port: int = server.getsockname()[1]
         for _ in range(4):
             filler = fillers.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(("127.0.0.1", port))
-        url = f"http://127.0.0.1:{port}"
-        assert post(url, list, trusted=True, timeout_s=5.0) == NotSent(f"127.0.0.1:{port}: no connection within 0.3 s")
-        assert post(url, list, trusted=True, timeout_s=0.1) == NotSent(f"127.0.0.1:{port}: no connection within 0.1 s")
+        yield port
 
 
 def test_the_call_goes_to_the_address_that_was_checked_and_the_name_stays_in_the_host_header() -> None:
