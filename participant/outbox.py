@@ -40,7 +40,7 @@ _INSERT = text("""
         CAST(:traceparent AS text[]), CAST(:content_type AS text[]))
 """)
 
-_INSERT_ONE = """
+INSERT_ONE = """
     INSERT INTO fluxora.outbox
         (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
     VALUES (%b, %s, %s, %s, %b, %s, %s, %s, %s)
@@ -147,7 +147,7 @@ def publish(
         connection = connection.connection()
     # Past SQLAlchemy's compiler, not past its connection: errors are told, and a batch's guard sees it, as ever.
     connection.exec_driver_sql(
-        _INSERT_ONE,
+        INSERT_ONE,
         (
             message.id,
             name,

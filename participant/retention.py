@@ -197,8 +197,13 @@ class ServiceTables:
         self._barrier = Walk("fluxora.barrier", settings)
         #: Old rows, and a position of the log that all of them stand before.
         self._waiting: tuple[list[UUID], str] | None = None
-        #: Why rows are kept that are old enough, in words.
-        self.kept: list[str] = []
+        self._held_outbox: str | None = None
+        self._held_commands: str | None = None
+
+    @property
+    def kept(self) -> list[str]:
+        """Why rows are kept that are old enough, in words."""
+        return [reason for reason in (self._held_outbox, self._held_commands) if reason is not None]
 
     def prune(
         self, connection: Connection, ended: Ended | None, *, whole: bool = False, dry: bool = False
@@ -210,7 +215,6 @@ class ServiceTables:
 
         ``ended`` asks the coordinator's database; ``None``: it is not there, so rows of commands stay.
         """
-        self.kept = []
         done: Counter[str] = Counter()
         if self._settings.outbox_days:
             deleted = self.delete_confirmed(connection)
@@ -220,8 +224,9 @@ class ServiceTables:
                 if dry:
                     done["outbox"] += noted
                     self._waiting = None
+        self._held_commands = None
         if ended is None and self._settings.commands_days:
-            self.kept.append("inbox and barrier: the coordinator's database does not say which transactions ended")
+            self._held_commands = "inbox and barrier: the coordinator's database does not say which transactions ended"
         now = now_of(connection)
         for window in self._inbox.windows(connection, whole):
             done["inbox"] += self._prune_inbox(connection, ended, now, window, dry)
@@ -269,6 +274,7 @@ class ServiceTables:
 
     def delete_confirmed(self, connection: Connection) -> int | None:
         """Delete the noted rows of the outbox if the slot has confirmed them; ``None``: not so, ``kept`` says why."""
+        self._held_outbox = None
         if self._waiting is None:
             return 0
         ids, position = self._waiting
@@ -278,10 +284,10 @@ class ServiceTables:
             (position, self._slot),
         ).fetchone()
         if row is None or row[0]:
-            self.kept = [f"outbox: the slot {self._slot} {'has lost its log' if row else 'is missing'}"]
+            self._held_outbox = f"outbox: the slot {self._slot} {'has lost its log' if row else 'is missing'}"
             return None
         if not row[1]:
-            self.kept = [f"outbox: {len(ids)} old rows wait until the slot {self._slot} has confirmed {position}"]
+            self._held_outbox = f"outbox: {len(ids)} old rows wait until the slot {self._slot} has confirmed {position}"
             return None
         self._waiting = None
         deleted = 0
