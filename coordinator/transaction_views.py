@@ -48,15 +48,14 @@ class TransactionRow:
 def view(row: TransactionRow) -> dict[str, Any]:
     """The answer of ``GET /transactions/{id}``; its shape is ``transaction_models.TransactionView``.
 
-    What is stored of a parked transaction may not be readable; then it is shown as it began.
+    What is stored of one that is parked, or will be with its next input, may not be readable; then it is shown as it
+    began.
     """
     machine = None
     if row.progress is not None:
         try:
             machine = transaction_from_json(row.definition, row.state, row.progress)
         except Exception as error:
-            if not row.parked:
-                raise
             log.warning("unreadable", transaction=str(row.id), error=repr(error))
     if machine is None:
         definition = definition_from_record(row.definition, Policy())

@@ -13,7 +13,7 @@ from saga_processors.saga import TERMINAL, SagaState, StepState
 
 log = structlog.get_logger()
 
-#: In the place of a parked transaction's reason.
+#: In the place of the reason.
 UNREADABLE = "what is stored of its progress cannot be read"
 
 
@@ -40,13 +40,12 @@ class SagaRow:
 def view(row: SagaRow) -> dict[str, Any]:
     """The answer of ``GET /sagas/{id}``; its shape is ``models.SagaView``.
 
-    What is stored of a parked saga may not be readable; then it is shown as it began.
+    What is stored of one that is parked, or will be with its next input, may not be readable; then it is shown as it
+    began.
     """
     try:
         return _view(row, row.progress or {})
     except Exception as error:
-        if not row.parked:
-            raise
         log.warning("unreadable", saga=str(row.id), error=repr(error))
         return _view(row, {"reason": UNREADABLE})
 
