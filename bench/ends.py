@@ -67,7 +67,9 @@ class Ends:
             left = deadline - time.monotonic()
             if self._failure is not None or left <= 0:
                 why = f"within {limit_s:.0f} s" if self._failure is None else f"; the listener failed: {self._failure}"
-                raise NotEnded(f"{len(missing)} of {total} transactions have not ended {why}, {min(missing)} among them")
+                raise NotEnded(
+                    f"{len(missing)} of {total} transactions have not ended {why}, {min(missing)} among them"
+                )
             with self._changed:
                 self._changed.wait(min(left, 0.2))
         return max(self._at[id] for id in wanted)

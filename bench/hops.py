@@ -2,8 +2,8 @@
 
 The moments of a saga of three steps, in their order::
 
-    due ─ began ─ committed ─ input 0 ┬ command 1 ─ step 1 began ─ reply 1 written ─ input 1 ┬ command 2 … input 3 ─ ended
-    the client's own          appended│ produced    participant's local transaction  appended│
+    due ─ began ─ committed ─ input 0 ─ command 1 ─ step 1 began ─ replied 1 ─ input 1 ─ command 2 … input 3 ─ ended
+    └─ the client's own ──┘   appended  produced    └─ participant's own ─┘   appended
 
 All are read from clocks of one machine: the client's (``due``, ``began``, ``committed``, ``ended``), PostgreSQL's
 (``began`` and ``written`` of a step), Kafka's (``input``: LogAppendTime, whole milliseconds) and the processor's
@@ -19,10 +19,10 @@ from bench.distribution import summary
 MEANINGS = {
     "late": "due → the client begins: it waits for one of its own connections (open loop only)",
     "client": "the client's transaction: BEGIN, outbox row, COMMIT with fsync",
-    "capture of start": "commit returned → input appended: walsender, Debezium's queue and poll, Kafka Connect's producer, broker",
+    "capture of start": "commit returned → input appended: walsender, Debezium's queue and poll, producer, broker",
     "fold": "input appended → command handed to the producer: Faust's fetch, decision, the batch's commit with fsync",
-    "delivery": "command handed to the producer → the participant's transaction begins: linger, broker, its fetch, decoding",
-    "work": "participant's transaction: from its begin until its reply is written into the outbox (inbox, barrier, business row)",
+    "delivery": "command handed to the producer → the participant's transaction begins: linger, broker, fetch",
+    "work": "participant's transaction begins → its reply is in the outbox: inbox, barrier, business row",
     "capture of reply": "reply written → reply appended: COMMIT with fsync, walsender, Debezium, producer, broker",
     "end": "last reply appended → the client hears of the end: fetch, decision, the batch's commit with fsync, NOTIFY",
 }

@@ -76,8 +76,8 @@ def alone_over_rest(stage: Stage, *, sagas: int) -> None:
 def traced(stage: Stage) -> Iterator[Callable[..., None]]:
     """Record where sagas that are started from the outbox spend their time.
 
-    A reply's row says when its transaction began (``now()``). Here it says when it was written instead: the business row
-    has the other moment.
+    A reply's row says when its transaction began (``now()``). Here it says when it was written instead: the business
+    row has the other moment.
     """
     stage.look_at_the_clock()
     column = "ALTER TABLE fluxora.outbox ALTER created_at SET DEFAULT"
@@ -125,9 +125,7 @@ def _report(
     stage.say(f"{kind}: p50 {result['p50_ms']} ms, p99 {result['p99_ms']} ms, {result['sagas_per_s']}/s")
 
 
-def _traces(
-    stage: Stage, orders: psycopg.Connection, log: Since, all_started: list[Started]
-) -> list[hops.Trace]:
+def _traces(stage: Stage, orders: psycopg.Connection, log: Since, all_started: list[Started]) -> list[hops.Trace]:
     inputs: dict[str, list[float]] = defaultdict(list)
     commands: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
 
@@ -144,7 +142,8 @@ def _traces(
     began: dict[str, dict[str, float]] = defaultdict(dict)
     for name in NAMES:
         for id, at in orders.execute(
-            f"SELECT order_id::text, extract(epoch FROM at)::float8 FROM {name} WHERE order_id = ANY(%s::uuid[])", (ids,)
+            f"SELECT order_id::text, extract(epoch FROM at)::float8 FROM {name} WHERE order_id = ANY(%s::uuid[])",
+            (ids,),
         ):
             began[id][name] = at
     replied: dict[str, dict[str, float]] = defaultdict(dict)

@@ -25,7 +25,9 @@ class Load(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
     def start(self, sagas: int, fail_every: int) -> list[str]:
         """Start sagas, every ``fail_every``-th (0: none) to be refused at its last step; returns their ids."""

@@ -124,5 +124,5 @@ def _drive(stage: Stage, engine: Any, bootstrap: str, rows: int) -> dict[str, An
 
 
 def _id(message: Message) -> str:
-    [id] = [value for name, value in message.headers() or [] if name == "ce_id"]
-    return str(uuid.UUID(id.decode() if isinstance(id, bytes) else str(id)))
+    value = dict(message.headers() or [])["ce_id"]
+    return str(uuid.UUID(value.decode() if isinstance(value, bytes) else str(value)))

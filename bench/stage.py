@@ -92,7 +92,7 @@ class Stage:
     def check(self, ids: list[str], refused: int) -> None:
         """Compare states and rows with what must be there, as the peers' driver does."""
         with psycopg.connect(self.endpoints["DATABASE_URL"]) as connection:
-            states = dict(
+            states: dict[str, int] = dict(
                 connection.execute(
                     "SELECT state, count(*) FROM transactions WHERE id = ANY(%s::uuid[]) GROUP BY state", (ids,)
                 ).fetchall()

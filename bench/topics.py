@@ -49,9 +49,7 @@ class Since:
 
     def read(self, take: Callable[[Message], None], limit_s: float = 60) -> None:
         """Give each record that is there now to ``take``, a partition's in order. Raises TimeoutError."""
-        left = {
-            place: end - self._from[place] for place, end in self._ends().items() if end > self._from.get(place, 0)
-        }
+        left = {place: end - self._from[place] for place, end in self._ends().items() if end > self._from.get(place, 0)}
         records = sum(left.values())
         taken = 0
 
