@@ -13,7 +13,7 @@ import typer
 
 from bench import growth, latency, relay, throughput, two_phase
 from bench.results import PROJECT, Results, command_line, default_file
-from bench.stage import PAIR, SERVICES, BenchmarkFailed, OutOfTime, Stage, open_stage
+from bench.stage import PAIR, SERVICES, BenchmarkFailed, OutOfTime, Stage, end_on_sigterm, open_stage
 from deploy.stack import Stack, StackError
 
 
@@ -55,6 +55,7 @@ def main(
 
     Example: python -m bench --only throughput --only latency --runs 5
     """
+    end_on_sigterm()
     chosen = [what for what in What if not only or what in only]
     sizes, counts = stored or [1_000, 100_000, 1_000_000], processors or [1, 2, 4]
     deadline = time.monotonic() + limit_s

@@ -21,7 +21,7 @@ import typer
 
 from bench import comparison, latency, throughput
 from bench.results import PROJECT, Result, Results, command_line, default_file
-from bench.stage import SERVICES, BenchmarkFailed, OutOfTime, open_stage
+from bench.stage import SERVICES, BenchmarkFailed, OutOfTime, end_on_sigterm, open_stage
 from deploy.stack import Stack, StackError
 
 #: What runs each peer, in its folder.
@@ -58,6 +58,7 @@ def main(
     if missing:
         say(f"the peers are not in {peers_dir.absolute()}: there is no {', '.join(missing)}. Give --peers-dir.")
         raise typer.Exit(2)
+    end_on_sigterm()
     deadline = time.monotonic() + limit_s
     settings = {"warm_up": warm_up, "rounds": rounds}
     results = Results(output or default_file(), command_line("bench.peers", sys.argv[1:]), settings)

@@ -1,10 +1,13 @@
 """The stack under measurement, and what every benchmark needs of it."""
 
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import psycopg
@@ -155,6 +158,15 @@ def open_stage(
     finally:
         if not keep:
             stack.clean()
+
+
+def end_on_sigterm() -> None:
+    """SIGTERM ends the process as an exception does: what was started is stopped first."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
 
 
 def milliseconds(seconds: list[float]) -> dict[str, float]:

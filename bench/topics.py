@@ -43,7 +43,9 @@ class Since:
         while not until():
             if time.monotonic() > deadline:
                 raise TimeoutError(f"not all records of {', '.join(self._topics)} have come within {limit_s:.0f} s")
-            for message in self._consumer.consume(500, 0.05):
+            # `consume` with a timeout waits for all 500, or for all of it; `poll` for one.
+            first = self._consumer.poll(0.05)
+            for message in [] if first is None else [first, *self._consumer.consume(500, 0)]:
                 _raise_error(message)
                 take(message)
 

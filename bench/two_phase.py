@@ -21,7 +21,7 @@ _WARM_UP = 500
 
 
 def measure(stage: Stage, *, transactions: int, alone: int, runs: int) -> None:
-    """For each transport: a closed loop of ``CLIENTS`` requests, ``runs`` times, then ``alone`` one after the other."""
+    """For each transport: a closed loop of ``CLIENTS``, ``runs`` times, then ``alone`` one after the other."""
     limits = httpx.Limits(max_connections=CLIENTS, max_keepalive_connections=CLIENTS)
     with (
         Ends(stage.endpoints["DATABASE_URL"], look_up=TWO_PHASE_ENDS) as ends,
@@ -66,6 +66,7 @@ def _alone(stage: Stage, ends: Ends, http: httpx.Client, transport: str, transac
 
 
 def _begin(stage: Stage, http: httpx.Client, transport: str) -> str:
+    """Two requests: one that begins it, and one to prepare, which is answered when it is decided."""
     id = str(UUID(bytes=uuid_utils.uuid7().bytes))
     participants = []
     for name in NAMES[transport]:
@@ -73,9 +74,9 @@ def _begin(stage: Stage, http: httpx.Client, transport: str) -> str:
         if transport == "http":
             one["service_url"] = stage.endpoints[url_variable(name)]
         participants.append(one)
-    http.post(
-        "/transactions", json={"transaction_id": id, "auto_commit": True, "participants": participants}
-    ).raise_for_status()
+    whole = {"transaction_id": id, "auto_commit": True, "participants": participants}
+    http.post("/transactions", json=whole).raise_for_status()
+    http.post(f"/transactions/{id}/prepare").raise_for_status()
     return id
 
 
