@@ -70,7 +70,7 @@ def main(
         for turn in range(1, rounds + 1):
             for system, script in SCRIPTS.items():
                 say(f"── round {turn} of {rounds}: {system}")
-                _peer(results, peers_dir / script, system, turn, environment, min(peer_limit_s, _left(deadline)))
+                run_peer(results, peers_dir / script, system, turn, environment, min(peer_limit_s, _left(deadline)))
             say(f"── round {turn} of {rounds}: ours")
             with open_stage(stack, results, say, deadline=deadline, limit_s=run_limit_s, keep=False) as stage:
                 stage.warm_up(warm_up)
@@ -87,7 +87,10 @@ def main(
     say(f"results are in {results.file}")
 
 
-def _peer(results: Results, script: Path, system: str, turn: int, environment: dict[str, str], limit_s: float) -> None:
+def run_peer(
+    results: Results, script: Path, system: str, turn: int, environment: dict[str, str], limit_s: float
+) -> None:
+    """Run a peer's script, whose lines become results. Raises BenchmarkFailed, with what it said."""
     began = time.monotonic()
     process = subprocess.Popen(
         ["bash", str(script.absolute())],
@@ -127,6 +130,9 @@ def _end(process: "subprocess.Popen[str]") -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+    for pipe in (process.stdout, process.stderr):
+        if pipe is not None:
+            pipe.close()
 
 
 def _left(deadline: float) -> float:

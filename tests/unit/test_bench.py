@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import time
 from dataclasses import replace
 from itertools import pairwise
@@ -13,8 +14,10 @@ import pytest
 from bench import cpu, hops, load
 from bench.comparison import ratios
 from bench.distribution import arrivals, percentile, summary
+from bench.peers import run_peer
 from bench.report import NOTHING, TABLES, TEMPLATE, UnknownTable, newest_run, report, table
 from bench.results import Results, UnreadableResults, command_line, read
+from bench.stage import BenchmarkFailed
 
 
 @pytest.mark.parametrize(
@@ -228,3 +231,29 @@ def test_a_table_has_numbers_to_the_right() -> None:
         "| x | 1 |",
         "| y | 12,346 |",
     ]
+
+
+LINE = '{"system": "dtm", "mix": "success", "sagas_per_s": 1, "cpu_s_per_saga": 0.005, "ok": OK, "counts": [1]}'
+
+
+@pytest.mark.parametrize(
+    ("script", "told"),
+    [
+        (f"echo '{LINE.replace('OK', 'false')}'", r"something else than it should: \[1\]"),
+        ("echo no go >&2; exit 3", "run.sh ended with 3: no go"),
+        ("echo installed", "ended with 0"),
+        ("sleep 60", "took over 1 s"),
+    ],
+)
+def test_a_peer_that_fails_ends_the_comparison_and_says_why(tmp_path: Path, script: str, told: str) -> None:
+    (tmp_path / "run.sh").write_text(script)
+    results = Results(tmp_path / "results.jsonl", "", {}, stdout=io.StringIO())
+    with pytest.raises(BenchmarkFailed, match=told):
+        run_peer(results, tmp_path / "run.sh", "dtm", 1, dict(os.environ), 1.0 if "sleep" in script else 30.0)
+
+
+def test_a_peer_is_told_how_many_and_its_lines_are_results(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text(f"""echo '{LINE.replace("OK", "true")}' | sed "s/success/$N/" """)
+    results = Results(tmp_path / "results.jsonl", "", {}, stdout=io.StringIO())
+    run_peer(results, tmp_path / "run.sh", "dtm", 2, {**os.environ, "N": "77"}, 30)
+    assert [(one["mix"], one["repetition"]) for one in results.of("peer")] == [("77", 2)]
