@@ -10,10 +10,11 @@ BIN := .venv/bin
 STACK := $(BIN)/python -m deploy
 
 .DEFAULT_GOAL := help
-.PHONY: help prerequisites install jvm ready up down status clean distclean logs check test simulate torture demo lock
+.PHONY: help prerequisites install jvm ready up down status clean distclean logs check test simulate torture demo bench \
+	bench-peers lock
 
 help: ## List these targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 prerequisites: ## Say what this machine lacks (Python >= 3.11, Java >= 17, Maven), and how to get it
 	@deploy/prerequisites.sh $(PYTHON)
@@ -67,6 +68,12 @@ simulate: install ## The whole platform in virtual time, with fresh seeds (SECON
 
 demo: ready ## Run the example transactions through a stack of their own, show what happened, leave nothing running
 	@$(BIN)/python -m examples.demo $(ARGS)
+
+bench: ready ## Measure throughput, latency, relay and growth on a stack of their own (ARGS="--only latency", "--help")
+	@$(BIN)/python -m bench $(ARGS)
+
+bench-peers: ready ## Measure us and the peers' scripts in turn (ARGS="--peers-dir ../shared/peers")
+	@$(BIN)/python -m bench.peers $(ARGS)
 
 lock: install ## Pin the newest versions that pyproject.toml allows, with hashes (ARGS="--upgrade")
 	$(BIN)/uv pip compile -q --generate-hashes --all-extras --python-version 3.11 --no-header --no-annotate \

@@ -18,6 +18,7 @@ OURS = {
     "fluxora",
     "deploy",
     "examples",
+    "bench",
 }
 
 #: What each package may import of ours, beside itself.
@@ -29,9 +30,10 @@ ALLOWED = {
     "connectors": {"schemas", "participant", "saga_processors"},
     "outbox_relay": {"schemas", "web", "participant", "saga_processors"},
     "coordinator": {"schemas", "web", "participant", "saga_processors", "outbox_relay"},
-    "fluxora": OURS - {"deploy", "examples"},
+    "fluxora": OURS - {"deploy", "examples", "bench"},
     "deploy": set(),
     "examples": {"participant", "deploy"},
+    "bench": OURS,
 }
 
 #: Modules that decide: standard library and each other, nothing else.
