@@ -36,6 +36,9 @@ _OLD = """
     AND NOT EXISTS (
         SELECT FROM public.journal j JOIN public.partitions p USING (partition)
         WHERE j.transaction_id = t.id AND j."offset" >= p.published_through)
+    AND NOT EXISTS (
+        SELECT FROM public.withheld w JOIN public.journal j USING (partition, "offset")
+        WHERE j.transaction_id = t.id)
 """
 _COUNT = """
     SELECT (SELECT count(*) FROM old),
