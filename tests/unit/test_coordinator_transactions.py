@@ -1,6 +1,7 @@
 """What POST /transactions answers when a request comes again."""
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from starlette.types import Message
 from coordinator.creation import Created
 from coordinator.metrics import Metrics
 from coordinator.transactions import Transactions
+from web.admission import Admission
 from web.idempotency import digest
 from web.problems import Problem, Unavailable
 
@@ -40,7 +42,10 @@ def create(key: str, body: Any) -> Any:
     headers = [(b"content-type", b"application/json"), (b"idempotency-key", key.encode())]
     request = Request({"type": "http", "method": "POST", "path": "/transactions", "headers": headers}, receive)
     parts: dict[str, Any] = dict.fromkeys(("settings", "store", "requests", "waiting", "histories"))
-    parts |= {"creation": Creation(), "submissions": Submissions(), "metrics": Metrics()}
+    metrics = Metrics()
+    limits: Any = SimpleNamespace(max_creating=10, overload_retry_seconds=1)
+    admission = Admission(limits, metrics, "transactions", 10)
+    parts |= {"creation": Creation(), "submissions": Submissions(), "metrics": metrics, "admission": admission}
     return asyncio.run(Transactions(**parts).create(request))
 
 
