@@ -24,8 +24,8 @@ _CATCH_UP_S = 120
 _FILL = """
     WITH template AS (SELECT * FROM transactions WHERE id = %(template)s),
     copies AS (
-        SELECT i, %(first_at)s::timestamptz + i * interval '1 second' * %(step_s)s AS at FROM
-        generate_series(%(first)s::bigint, %(last)s::bigint) AS i
+        SELECT i, now() - %(days)s * interval '1 day' * (1 - i / %(sagas)s::float8) - interval '2 hours' AS at
+        FROM generate_series(%(first)s::bigint, %(last)s::bigint) AS i
     ),
     named AS (
         SELECT i, at, (lpad(to_hex((extract(epoch FROM at) * 1000)::bigint), 12, '0') || '7'
@@ -74,8 +74,8 @@ def fill(stage: Stage, sagas: int, *, limit_s: float) -> dict[str, Any]:
                     "inputs": inputs,
                     "first": there,
                     "last": there + count - 1,
-                    "first_at": _FIRST_AT,
-                    "step_s": 2,
+                    "sagas": sagas,
+                    "days": _DAYS,
                 },
             )
             there += count
@@ -95,8 +95,8 @@ def fill(stage: Stage, sagas: int, *, limit_s: float) -> dict[str, Any]:
         }
 
 
-#: 1,000,000 of them two seconds apart end long before today.
-_FIRST_AT = "2025-01-01T00:00:00Z"
+#: Over which their ends are spread; the watcher prunes what is older than thirty (FLUXORA_PRUNE_TRANSACTIONS_DAYS).
+_DAYS = 24
 
 
 def _template(stage: Stage, connection: psycopg.Connection) -> str:

@@ -15,7 +15,7 @@ import pytest
 from tests.performance.hot_paths import Fold, Participant, Publish, Reference
 
 #: CPU time of one saga, command or event to that of one piece of reference work, when it was last measured.
-RATIOS = {"fold": 24.0, "participant": 0.9, "publish": 1.1}
+RATIOS = {"fold": 17.0, "participant": 0.9, "publish": 1.1}
 #: How much more is a failure.
 HEADROOM = 1.4
 #: Short pieces of work, of some milliseconds, and many: one of them will have been left alone.
