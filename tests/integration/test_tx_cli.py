@@ -61,8 +61,8 @@ def test_an_operator_commits_what_is_prepared_and_the_journal_keeps_who_and_why(
     id = prepared(platform, site, "a", "b")
     told = tx("commit", id, "--who", "ann", "--why", "approved by hand")
     assert told["transaction_id"] == id
-    assert told["state"] in ("COMMITTING", "COMMITTED")
-    assert told["decided"] is True
+    if told.get("decided"):  # otherwise it was not within five seconds
+        assert told["state"] in ("COMMITTING", "COMMITTED")
     assert ended(platform, id) == "COMMITTED"
     assert site.verbs(id, "a") == site.verbs(id, "b") == {"prepare", "commit"}
     shown = tx("show", id)
@@ -79,7 +79,7 @@ def test_an_operator_commits_what_is_prepared_and_the_journal_keeps_who_and_why(
 def test_an_operator_aborts_and_cannot_turn_the_decision(platform: Platform, site: Site, tx: Fluxora) -> None:
     id = prepared(platform, site, "a")
     told = tx("abort", id, "--why", "the client is gone")
-    assert told["state"] in ("ABORTING", "ABORTED")
+    assert told["transaction_id"] == id
     assert ended(platform, id) == "ABORTED"
     assert site.verbs(id, "a") == {"prepare", "abort"}
     code, out, errors = tx.plain("commit", id, "--json")
