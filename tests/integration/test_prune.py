@@ -31,12 +31,14 @@ def pruned(platform: Platform) -> dict[str, str]:
     for database, table, column, which in (
         ("fluxora", "transactions", "updated_at", "id"),
         ("fluxora_ledger", "fluxora.barrier", "created_at", "transaction_id"),
-        ("fluxora_ledger", "fluxora.inbox", "handled_at", "left(command_id, 36)::uuid"),
-        ("fluxora_ledger", "fluxora.outbox", "created_at", "aggregateid::uuid"),
-        ("fluxora", "fluxora.outbox", "created_at", "aggregateid::uuid"),
+        ("fluxora_ledger", "fluxora.inbox", "handled_at", "left(command_id, 36)"),
+        ("fluxora_ledger", "fluxora.outbox", "created_at", "aggregateid"),
+        ("fluxora", "fluxora.outbox", "created_at", "aggregateid"),
     ):
         platform.query(
-            database, f"UPDATE {table} SET {column} = {column} {year} WHERE {which} = ANY(%s::uuid[]) RETURNING 1", ids
+            database,
+            f"UPDATE {table} SET {column} = {column} {year} WHERE ({which})::text = ANY(%s::text[]) RETURNING 1",
+            ids,
         )
     code, told, errors = fluxora(platform, "prune")
     assert code == 0, errors
@@ -59,11 +61,11 @@ def pruned(platform: Platform) -> dict[str, str]:
         ("fluxora", "transactions", "", "id"),
         ("fluxora", "journal", "", "transaction_id"),
         ("fluxora_ledger", "fluxora.barrier", "", "transaction_id"),
-        ("fluxora_ledger", "fluxora.inbox", "", "left(command_id, 36)::uuid"),
-        ("fluxora_ledger", "fluxora.outbox", "", "aggregateid::uuid"),
-        ("fluxora", "fluxora.outbox", "", "aggregateid::uuid"),
+        ("fluxora_ledger", "fluxora.inbox", "", "left(command_id, 36)"),
+        ("fluxora_ledger", "fluxora.outbox", "", "aggregateid"),
+        ("fluxora", "fluxora.outbox", "", "aggregateid"),
     ):
-        left = platform.query(database, f"SELECT 1 FROM {table} WHERE {which} = ANY(%s::uuid[])", ids)
+        left = platform.query(database, f"SELECT 1 FROM {table} WHERE ({which})::text = ANY(%s::text[])", ids)
         assert left == [], (database, table)
     return states
 
