@@ -340,7 +340,7 @@ def test_what_has_expired_is_answered_without_a_call(relay: Running, service: Ca
 def test_a_command_that_is_published_again_is_called_once(relay: Running, service: Callable[[], Service]) -> None:
     payments = service()
     relay.start(SERVICE_REGISTRY_URL=payments.url)
-    under_way = relay.send(*ids(1), endpoint="/hang")
+    under_way = relay.send(*ids(1), endpoint="/hang", timeout_ms=280_000)
     answered = relay.send(*ids(1))
     relay.replies(answered)
     for command_id in (under_way, answered):
