@@ -3,6 +3,7 @@
 Each commits one row of its own, so no two transactions meet. ``python -m bench.pair tables`` makes what they need.
 """
 
+import asyncio
 import os
 import sys
 from collections.abc import Mapping
@@ -13,6 +14,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Column, Integer, MetaData, Table, Uuid, create_engine, make_url
 
+from deploy.postgres import create_database
 from participant import ResourceManager, Service, add_transaction_endpoints, migrations
 from participant.settings import sqlalchemy_url
 
@@ -40,9 +42,8 @@ def payload(entry: str) -> Mapping[str, Any]:
 def make_tables(url: str) -> None:
     """The database if it is missing, the library's tables and ours."""
     given = make_url(url)
-    with psycopg.connect(given.set(database="postgres").render_as_string(False), autocommit=True) as server:
-        if server.execute("SELECT 1 FROM pg_database WHERE datname = %s", (given.database,)).fetchone() is None:
-            server.execute(f'CREATE DATABASE "{given.database}"')
+    assert given.database is not None
+    asyncio.run(create_database(given.set(database="postgres").render_as_string(False), given.database))
     migrations.upgrade(url)
     with psycopg.connect(url) as connection:
         for side in NAMES["kafka"]:

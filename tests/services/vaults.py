@@ -14,6 +14,7 @@ A payload is ``{"transfer": "<the transaction's id>", "account": "a1", "amount":
 to. So in one database, at every moment, ``sum(balance) + what is set aside = what was there at first + sum(moves)``.
 """
 
+import asyncio
 import os
 import sys
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 from sqlalchemy import Connection, Engine, create_engine, make_url, text
 
+from deploy.postgres import create_database
 from participant import (
     Change,
     PreparedTransactionManager,
@@ -120,9 +122,8 @@ def http(engine: Engine) -> FastAPI:
 def make_tables(url: str) -> None:
     """The database itself if it is missing, the library's tables and ours. Without a connector: HTTP needs none."""
     given = make_url(url)
-    with psycopg.connect(given.set(database="postgres").render_as_string(False), autocommit=True) as server:
-        if server.execute("SELECT 1 FROM pg_database WHERE datname = %s", (given.database,)).fetchone() is None:
-            server.execute(f'CREATE DATABASE "{given.database}"')
+    assert given.database is not None
+    asyncio.run(create_database(given.set(database="postgres").render_as_string(False), given.database))
     migrations.upgrade(url)
     vaults = next(names for suffix, names in VAULTS.items() if url.endswith(f"_{suffix}"))
     with psycopg.connect(url) as connection:
