@@ -11,7 +11,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 
 import psycopg
@@ -19,6 +18,7 @@ import structlog
 from prometheus_client import Counter as Metric
 from prometheus_client import Gauge
 
+from participant.local_transaction import first_line
 from participant.retention import Connection, Ended, RetentionSettings, ServiceTables, alone
 from saga_processors.retention import TransactionTables, ended
 
@@ -81,7 +81,7 @@ class Databases:
                 else:
                     told.rows[PLATFORM] = self._transactions.prune(connection, whole=whole, dry=dry)
         except psycopg.Error as error:
-            told.kept[PLATFORM] = [_first_line(error)]
+            told.kept[PLATFORM] = [first_line(error)]
         return told
 
     def _services(
@@ -109,7 +109,7 @@ class Databases:
                         told.rows[name]["outbox"] += self._confirmed(connection, tables, confirm_s)
                         told.kept[name] = list(tables.kept)
             except psycopg.Error as error:
-                told.kept[name] = [_first_line(error)]
+                told.kept[name] = [first_line(error)]
 
     def _confirmed(self, connection: Connection, tables: ServiceTables, seconds: float) -> int:
         until = time.monotonic() + seconds
@@ -173,9 +173,3 @@ class Pruning:
             if news != self._told.get(name, []):
                 log.warning("pruning_held_up", database=name, reasons=news) if news else None
             self._told[name] = news
-
-
-def _first_line(error: BaseException) -> str:
-    with suppress(IndexError):
-        return str(error).splitlines()[0]
-    return repr(error)

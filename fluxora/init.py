@@ -29,6 +29,7 @@ from fluxora.topics import (
     service_topics,
 )
 from participant import migrations
+from participant.local_transaction import first_line
 from participant.settings import sqlalchemy_url
 from schemas import FluxoraError, RegistryUnavailable, register_all
 
@@ -142,13 +143,13 @@ def _database(url: str, create: bool, deadline: float, report: Report) -> None:
         _patiently(f"PostgreSQL at {shown}", deadline, (OperationalError,), lambda: _connects(target, create, report))
         migrations.upgrade(url)
     except SQLAlchemyError as error:
-        raise SetupFailed(f"preparing {shown}: {_first_line(error)}") from error
+        raise SetupFailed(f"preparing {shown}: {first_line(error)}") from error
     report.unchanged.append(f"tables and publication in {target.database}")
     try:
         created = ensure_slot(url)
     except SQLAlchemyError as error:
         raise SetupFailed(
-            f"creating the replication slot in {shown}: {_first_line(error)}. It needs wal_level=logical, a free "
+            f"creating the replication slot in {shown}: {first_line(error)}. It needs wal_level=logical, a free "
             "slot (max_replication_slots) and a user with REPLICATION"
         ) from error
     report.note(created, f"replication slot {connector_name(target.database or '')}")
@@ -236,12 +237,8 @@ def _patiently(what: str, deadline: float, on: tuple[type[Exception], ...], call
             with attempt:
                 return call()
     except on as error:
-        raise SetupFailed(f"{what} does not answer as it should: {_first_line(error)}") from error
+        raise SetupFailed(f"{what} does not answer as it should: {first_line(error)}") from error
     raise AssertionError  # the loop above returns or raises
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]
 
 
 #: What a caller reports as a failure with a message, without a trace.
