@@ -12,7 +12,7 @@ from coordinator.requests import Requests, not_found
 from coordinator.store import Store
 from coordinator.views import view
 from saga_processors.machine import Request as What
-from web.content import answer, read, responds_async
+from web.content import accepted, answer, read
 
 
 class Operators:
@@ -48,10 +48,7 @@ class Operators:
             raise not_found("saga", saga_id)
         if decided is not None:
             return answer(view(row))
-        headers = {"Location": f"/sagas/{saga_id}"}
-        if responds_async(request):
-            headers["Preference-Applied"] = "respond-async"
-        return answer(view(row), 202, headers)
+        return answer(view(row), 202, accepted(request, f"/sagas/{saga_id}"))
 
 
 def router(operators: Operators) -> APIRouter:

@@ -40,7 +40,7 @@ from schemas import RegistryUnavailable
 from web import cursor, durations
 from web import openapi as web_openapi
 from web.admission import Admission
-from web.content import answer, check_content, parse, read, responds_async, traceparent
+from web.content import accepted, answer, check_content, parse, read, traceparent
 from web.idempotency import digest, idempotency_key, reused
 from web.paging import next_page, page_limit
 from web.problems import Conflict, Problem
@@ -240,11 +240,8 @@ class Transactions:
 
     async def _accepted(self, request: Request, transaction_id: UUID) -> Response:
         states = await self._store.states([transaction_id])
-        headers = {"Location": _path(transaction_id)}
-        if responds_async(request):
-            headers["Preference-Applied"] = "respond-async"
         state = states.get(transaction_id, TransactionState.STARTED)
-        return answer({"transaction_id": transaction_id, "state": state}, 202, headers)
+        return answer({"transaction_id": transaction_id, "state": state}, 202, accepted(request, _path(transaction_id)))
 
     async def _read(self, transaction_id: UUID) -> TransactionRow:
         row = await self._store.read(transaction_id)

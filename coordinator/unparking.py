@@ -19,7 +19,7 @@ from coordinator.transaction_submission import KIND
 from coordinator.transaction_views import DECIDED
 from coordinator.views import view
 from saga_processors.machine import Request as What
-from web.content import answer, read, responds_async
+from web.content import accepted, answer, read
 from web.problems import Conflict
 
 
@@ -40,7 +40,9 @@ class Unparking:
         row = await self._sagas.read(saga_id)
         if row is None:
             raise not_found("saga", saga_id)
-        return answer(view(row), *(() if decided else _accepted(request, f"/sagas/{saga_id}")))
+        if decided:
+            return answer(view(row))
+        return answer(view(row), 202, accepted(request, f"/sagas/{saga_id}"))
 
     async def transaction(self, request: Request, transaction_id: UUID) -> Response:
         """Fold what was queued behind the input that could not be folded; all of it, or nothing (409 says why).
@@ -54,7 +56,7 @@ class Unparking:
         told: dict[str, Any] = {"transaction_id": transaction_id, "state": state}
         if decided:
             return answer(told | {"decided": state in DECIDED})
-        return answer(told, *_accepted(request, f"/transactions/{transaction_id}"))
+        return answer(told, 202, accepted(request, f"/transactions/{transaction_id}"))
 
     async def _ask(self, request: Request, kind: str, id: UUID) -> bool:
         wanted, plain = await read(request, CancelRequest)
@@ -68,13 +70,6 @@ class Unparking:
         return (
             await self._requests.ask(request, kind, id, What.UNPARK, plain, who=wanted.who, why=wanted.why) is not None
         )
-
-
-def _accepted(request: Request, path: str) -> tuple[int, dict[str, str]]:
-    headers = {"Location": path}
-    if responds_async(request):
-        headers["Preference-Applied"] = "respond-async"
-    return 202, headers
 
 
 def router(unparking: Unparking) -> APIRouter:

@@ -67,3 +67,11 @@ def responds_async(request: Request) -> bool:
     """Whether the client prefers 202 to waiting (RFC 7240, section 4.1)."""
     preferences = ",".join(request.headers.getlist("prefer")).split(",")
     return any(preference.partition(";")[0].strip().lower() == "respond-async" for preference in preferences)
+
+
+def accepted(request: Request, location: str) -> dict[str, str]:
+    """The headers of a 202: where the outcome will be, and that the client's wish not to wait was honoured."""
+    headers = {"Location": location}
+    if responds_async(request):
+        headers["Preference-Applied"] = "respond-async"
+    return headers
