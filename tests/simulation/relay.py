@@ -15,7 +15,7 @@ from outbox_relay.window import Window
 from participant.two_phase import TransactionEnded, UnknownTransaction
 from tests.simulation.kafka import PARTITIONS, Consumer, Encoded, Group
 from tests.simulation.schedule import ASLEEP, Life, Process
-from tests.simulation.services import LocalDatabase
+from tests.simulation.services import LocalDatabase, resources_of
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -123,16 +123,7 @@ class HttpService:
         self._world = world
         self.name = name
         self.database = LocalDatabase()
-        history = world.history
-        self.resources = world.parts.resources(
-            name,
-            self.database,
-            exists=lambda resource: not world.chance.fault("votes no", f"{name}: {resource}", 0.1),
-            promised=lambda of: history.promised(of, name),
-            applied=lambda of: history.applied(of, name),
-            released=lambda of: history.released(of, name),
-            now=lambda: world.schedule.now,
-        )
+        self.resources = resources_of(world, name, self.database)
 
     def call(self, asked: HttpCommand) -> Answer:
         """One POST."""

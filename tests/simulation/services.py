@@ -229,6 +229,20 @@ class Resources:
             self._database.rows.setdefault(("prepared", id), promise)
 
 
+def resources_of(world: "World", name: str, database: LocalDatabase) -> Resources:
+    """Those of a service of this world, whichever way it is called; they tell the history what they do."""
+    history = world.history
+    return world.parts.resources(
+        name,
+        database,
+        exists=lambda resource: not world.chance.fault("votes no", f"{name}: {resource}", 0.1),
+        promised=lambda of: history.promised(of, name),
+        applied=lambda of: history.applied(of, name),
+        released=lambda of: history.released(of, name),
+        now=lambda: world.schedule.now,
+    )
+
+
 @dataclass
 class KafkaService:
     """A service with the library's worker; perhaps with two workers that both believe they own all partitions."""
@@ -239,16 +253,8 @@ class KafkaService:
     database: LocalDatabase = field(default_factory=LocalDatabase)
 
     def __post_init__(self) -> None:
-        world, history, name = self.world, self.world.history, self.name
-        self.resources = world.parts.resources(
-            name,
-            self.database,
-            exists=lambda resource: not world.chance.fault("votes no", f"{name}: {resource}", 0.1),
-            promised=lambda of: history.promised(of, name),
-            applied=lambda of: history.applied(of, name),
-            released=lambda of: history.released(of, name),
-            now=lambda: world.schedule.now,
-        )
+        world, name = self.world, self.name
+        self.resources = resources_of(world, name, self.database)
         topic = world.topic(f"{name}.commands")
         self.groups = [Group(topic) for _ in range(self.workers)]
         self.processes = [self._worker(group, number, topic) for number, group in enumerate(self.groups)]

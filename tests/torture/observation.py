@@ -76,7 +76,7 @@ class Observation:
 
     def world(self, poisons: list[Poison]) -> World:
         """Everything, once nothing changes any more."""
-        world = World(time.time(), poisons=list(poisons), outbox_only=set(OUTBOX_ONLY))
+        world = World(poisons=list(poisons), outbox_only=set(OUTBOX_ONLY))
         query = self._platform.query
         shown = self._shown()
         world.stored = [

@@ -103,7 +103,6 @@ class Poison:
 
 @dataclass(slots=True)
 class World:
-    taken_at: float
     stored: list[Stored] = field(default_factory=list)
     folds: list[Fold] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)

@@ -92,7 +92,7 @@ def good_history() -> History:
 
 
 def good_world() -> World:
-    world = World(taken_at=20)
+    world = World()
     world.stored = [
         Stored(DONE, "saga", "done", "COMPLETED", shown="COMPLETED"),
         Stored(UNDONE, "saga", "undone", "FAILED", shown="FAILED", reason="the shop says no"),
@@ -140,7 +140,7 @@ def test_a_history_that_is_right_has_nothing_to_tell() -> None:
 
 
 def test_a_history_without_anything_has_nothing_to_tell() -> None:
-    assert check(History(), World(taken_at=0)) == []
+    assert check(History(), World()) == []
 
 
 # ── What is planted ───────────────────────────────────────────────────────────────────────────────────────────
