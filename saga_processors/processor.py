@@ -139,23 +139,24 @@ class Processor:
         position = self._positions.get(partition)
         if position is None:
             position = await self._store.position(partition, self._topic_id)
-            if position.published_through < position.next_offset or await self._store.unpublished(position):
-                await self._republish(position)
+            await self._republish(position)
             self._positions[partition] = position
             self._stored_published[partition] = position.published_through
             self._moved_at[partition] = time.monotonic()
         return position
 
     async def _republish(self, position: PartitionPosition) -> None:
-        """Publish again from the journal what may not have left. A crash in here: the next one does it again.
+        """Publish again from the journal what may not have left, if anything. A crash in here: it is done again.
 
         What cannot be made any more is withheld, with all that the same transaction decided after it, and the
         transaction is parked; the others of the partition go on.
         """
+        rows = await self._store.unpublished(position)
+        if not rows and position.published_through == position.next_offset:
+            return
         await self._settle()
         records: list[KafkaRecord] = []
         kept: dict[str, list[tuple[Unpublished, str]]] = {}
-        rows = await self._store.unpublished(position)
         for row in rows:
             id = row.transaction_id or ""
             # Poison needs no machine: it leaves below.
