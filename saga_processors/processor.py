@@ -480,7 +480,7 @@ class Processor:
         elif (request := (id, decoded.body.get("request_id", ""))) in write.answered:
             outcome, reason = Verdict.IGNORED, f"a second copy of request {request[1]}, which has its answer"
             state = None if entry is None or entry.machine is None else entry.machine.state
-        elif entry is None and (ended := write.pruned.get(id)) is not None:
+        elif entry is None and decoded.type in codecs.KINDS and (ended := write.pruned.get(id)) is not None:
             # A copy of the first input, out of a replay or a restored broker: it would run the whole of it again.
             outcome, reason = Verdict.IGNORED, f"the transaction has ended, {ended}, and is pruned"
         else:
