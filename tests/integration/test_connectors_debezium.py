@@ -4,14 +4,14 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import httpx
 import pytest
 from confluent_kafka import Message, Producer
 from confluent_kafka.admin import AdminClient
 from prometheus_client import REGISTRY
-from sqlalchemy import Engine, create_engine, make_url, text
+from sqlalchemy import Engine, Row, create_engine, make_url, text
 from sqlalchemy.pool import NullPool
 
 from connectors import Connect, configuration, connector_name, ensure_slot
@@ -298,11 +298,16 @@ def test_a_database_that_is_closed_for_a_while_is_waited_for(
 
 def test_the_slot_is_one_that_standbys_copy(service: Service) -> None:
     service.register()
-    with service.engine.connect() as connection:
-        found = connection.execute(
-            text("SELECT active, failover FROM pg_replication_slots WHERE slot_name = :name"), {"name": service.name}
-        ).one()
-    assert tuple(found) == (True, True)
+
+    def taken() -> Row[Any] | None:
+        """A task that runs takes its slot a moment later."""
+        with service.engine.connect() as connection:
+            return connection.execute(
+                text("SELECT failover FROM pg_replication_slots WHERE slot_name = :name AND active"),
+                {"name": service.name},
+            ).one_or_none()
+
+    assert _await(taken, 60).failover
 
 
 def test_an_equal_configuration_is_not_sent_again(service: Service) -> None:

@@ -33,6 +33,11 @@ def pruned(platform: Platform) -> dict[str, str]:
             f"UPDATE {table} SET {column} = {column} {year} WHERE ({which})::text = ANY(%s::text[]) RETURNING 1",
             ids,
         )
+    # What may not have left is never pruned, and a partition that is idle says so only after a while.
+    platform.until(
+        lambda: platform.query("fluxora", "SELECT 1 FROM partitions WHERE published_through < next_offset") == [],
+        "a partition never says that its effects have left",
+    )
     code, told, errors = fluxora(platform, "prune")
     assert code == 0, errors
     assert told["deleted"] is False
