@@ -7,8 +7,10 @@ from fastapi import FastAPI
 
 from outbox_relay.directory import Directory
 from outbox_relay.messages import health, routes
+from outbox_relay.messages.acceptance import Acceptance
 from outbox_relay.messages.confirmation import Confirmation
 from outbox_relay.messages.delivery import Delivery, Ways
+from outbox_relay.messages.destinations import HttpDestinations
 from outbox_relay.messages.letters import Letters
 from outbox_relay.messages.metrics import Metrics
 from outbox_relay.messages.models import MessageRequest
@@ -44,7 +46,7 @@ def create_app(settings: MessageSettings, places: DirectorySettings) -> FastAPI:
     store = Store(database)
     topics = Topics(settings, list_topics(settings))
     directory = Directory(places)
-    ways = Ways(directory, topics)
+    ways = Ways(directory, topics, HttpDestinations(database))
     poster = Poster(settings.attempt_timeout_seconds, settings.concurrency)
     delivery = Delivery(settings, store, ways, poster, metrics)
     confirmation = Confirmation(settings, store, metrics)
@@ -81,7 +83,9 @@ def create_app(settings: MessageSettings, places: DirectorySettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.include_router(
-        routes.router(routes.Messages(settings, store, delivery, ways, rules, upkeep, metrics, admission))
+        routes.router(
+            routes.Messages(settings, Acceptance(database), store, delivery, ways, rules, upkeep, metrics, admission)
+        )
     )
     app.include_router(health.router(database, store, topics, confirmation, rules, metrics))
     app.state.stop_claiming = delivery.stop_claiming

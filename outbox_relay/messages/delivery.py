@@ -23,6 +23,7 @@ import structlog
 
 from outbox_relay.addresses import Address, AddressRefused
 from outbox_relay.directory import Directory, DirectoryUnavailable, UnknownService
+from outbox_relay.messages.destinations import HttpDestinations
 from outbox_relay.messages.metrics import Metrics
 from outbox_relay.messages.policy import RetryPolicy, Slots
 from outbox_relay.messages.posting import Answer, Poster, headers_of
@@ -48,31 +49,41 @@ class Way(StrEnum):
     KAFKA = "KAFKA"
     #: no instance and no topic
     NONE = "NONE"
+    #: no instance now, but there was one: it is not there now, whatever topics it has
+    AWAY = "AWAY"
     #: the registry, or Kafka, cannot say
     UNSURE = "UNSURE"
 
 
 class Ways:
-    """Finds how a destination is reached now: HTTP comes first, then its topic."""
+    """Finds how a destination is reached: HTTP comes first, and for good; its topic only if it never was HTTP."""
 
-    def __init__(self, directory: Directory, topics: Topics) -> None:
+    def __init__(self, directory: Directory, topics: Topics, used: HttpDestinations) -> None:
         self._directory = directory
         self._topics = topics
+        self._used = used
 
     async def find(self, destination: str) -> Address | Way:
+        """Raises DatabaseUnavailable."""
         try:
-            return await self._directory.choose(destination)
+            address = await self._directory.choose(destination)
         except DirectoryUnavailable:
             # Its topic may be there for commands only: an outage of the registry must not turn messages into it.
             return Way.UNSURE
         except UnknownService:
+            if await self._used.has(destination):
+                # A registry that has restarted knows nobody until they come back.
+                return Way.AWAY
             if await self._topics.find(destination):
                 return Way.KAFKA
             # A process that starts while Kafka is down knows no topic: that must not use up a message's attempts.
             return Way.NONE if self._topics.error is None else Way.UNSURE
+        await self._used.remember(destination)
+        return address
 
     async def is_kafka(self, destination: str) -> bool:
-        """Whether it is surely its topic; does not ask Kafka."""
+        """Whether it is its topic unless it was reached over HTTP before, which ``Acceptance`` looks at; does not
+        ask Kafka."""
         return self._topics.has(destination) and await self._directory.known(destination) is False
 
 
@@ -171,6 +182,8 @@ class Delivery:
                 self._ended.append(_Ended(settlement, claimed_at + self._settings.lease_seconds, done))
                 self._has_ended.set()
                 await done
+        except DatabaseUnavailable as error:
+            log.warning("no attempt; it is made when the lease ends", message=message.id, error=str(error))
         except Exception:
             log.exception("an attempt failed unexpectedly; it is made again when its lease ends", message=message.id)
         finally:
@@ -193,6 +206,16 @@ class Delivery:
                     None,
                     f"no way to {message.routed_to}: no instance in the service registry or FLUXORA_SERVICE_MAP, and "
                     f"no topic {message.routed_to}.messages or {message.routed_to}.commands",
+                ),
+            ), None
+        if way is Way.AWAY:
+            return self._failed(
+                message,
+                Answer(
+                    None,
+                    f"{message.routed_to} is not there now: it was reached over HTTP before, and neither the service "
+                    "registry nor FLUXORA_SERVICE_MAP names an instance; it is not taken for a topic "
+                    "(docs/messages.md: if it has moved to Kafka for good)",
                 ),
             ), None
         if message.behind_kafka:

@@ -11,6 +11,7 @@ from fastapi import APIRouter, Query, Request
 from starlette.responses import Response
 from uuid_utils.compat import uuid7
 
+from outbox_relay.messages.acceptance import Acceptance, Answered, KeyReused, MessageExists, Posted
 from outbox_relay.messages.delivery import Delivery, Ways
 from outbox_relay.messages.metrics import Metrics
 from outbox_relay.messages.models import (
@@ -20,9 +21,9 @@ from outbox_relay.messages.models import (
     MessageRequest,
     MessageView,
 )
-from outbox_relay.messages.rules import Rules
+from outbox_relay.messages.rules import Rules, Verdict
 from outbox_relay.messages.settings import MessageSettings
-from outbox_relay.messages.store import MessageExists, MessageFilter, NotFailed, Posted, Store
+from outbox_relay.messages.store import MessageFilter, NotFailed, Store
 from outbox_relay.messages.upkeep import Upkeep
 from outbox_relay.messages.views import summary, view
 from web import cursor, durations, openapi
@@ -60,6 +61,7 @@ class Messages:
     def __init__(
         self,
         settings: MessageSettings,
+        acceptance: Acceptance,
         store: Store,
         delivery: Delivery,
         ways: Ways,
@@ -69,6 +71,7 @@ class Messages:
         admission: Admission,
     ) -> None:
         self._settings = settings
+        self._acceptance = acceptance
         self._store = store
         self._delivery = delivery
         self._ways = ways
@@ -82,8 +85,9 @@ class Messages:
 
         A destination that nobody knows is accepted too: it may come before the last attempt. With an
         `Idempotency-Key`, the same request sent again is answered as the first one was, with
-        `Idempotency-Replayed: true`; another body under the same key is 422. After 503 it may or may not have been
-        written: send it again with the same `message_id` or `Idempotency-Key` to have it once.
+        `Idempotency-Replayed: true`, also when a rule has changed since; another body under the same key is 422. A
+        request that was refused is no first one. After 503 it may or may not have been written: send it again with
+        the same `message_id` or `Idempotency-Key` to have it once.
         """
         check_content(request)
         once = idempotency_key(request.headers.getlist("idempotency-key"))
@@ -98,12 +102,6 @@ class Messages:
                 f"is at most {limit} bytes as JSON",
             )
         verdict = self._rules.decide(wanted.destination_service, wanted.type)
-        if verdict.action == "reject":
-            raise Malformed([("destination_service", f"is refused by {verdict.reason}")], slug="refused-by-rule")
-        if self._upkeep.pending(verdict.to) >= self._settings.max_pending:
-            raise Unavailable(
-                f"{verdict.to} has {self._settings.max_pending} messages that wait already.", 30, "too-many-pending"
-            )
         message = Posted(
             id=wanted.message_id or uuid7(),
             destination=wanted.destination_service,
@@ -117,21 +115,37 @@ class Messages:
         )
         digested = None if once is None else digest("POST /messages", plain)
         try:
-            with self._admission.creating():
-                message_id, holder = await self._store.create(message, once, digested)
+            answered = await self._accept(message, verdict, once, digested)
         except MessageExists as error:
             raise await self._conflict(message.id) from error
-        headers = {"Location": f"/messages/{message_id}"}
-        if holder is None:
+        except KeyReused as error:
+            raise reused("message") from error
+        headers = {"Location": f"/messages/{answered.message_id}"}
+        if answered.replayed:
+            headers["Idempotency-Replayed"] = "true"
+        else:
             self._metrics.accepted.inc()
             self._delivery.wake()
-        elif holder != digested:
-            raise reused("message")
-        else:
-            headers["Idempotency-Replayed"] = "true"
-        # As the first answer was; a GET tells how it stands now.
-        status = "PENDING" if message.dropped is None else "FAILED"
-        return answer({"message_id": message_id, "status": status}, 201, headers)
+        return answer({"message_id": answered.message_id, "status": answered.status}, 201, headers)
+
+    async def _accept(self, message: Posted, verdict: Verdict, once: str | None, digested: bytes | None) -> Answered:
+        """Write the message, unless it is refused now; what was accepted before stays accepted."""
+        refusal = self._refusal(verdict)
+        if refusal is None:
+            with self._admission.creating():
+                return await self._acceptance.create(message, once, digested)
+        earlier = await self._acceptance.answered(message, once, digested)
+        if earlier is None:
+            raise refusal
+        return earlier
+
+    def _refusal(self, verdict: Verdict) -> Problem | None:
+        if verdict.action == "reject":
+            return Malformed([("destination_service", f"is refused by {verdict.reason}")], slug="refused-by-rule")
+        limit = self._settings.max_pending
+        if self._upkeep.pending(verdict.to) >= limit:
+            return Unavailable(f"{verdict.to} has {limit} messages that wait already.", 30, "too-many-pending")
+        return None
 
     async def show(self, message_id: UUID) -> Response:
         """One message, as it stands now."""

@@ -10,6 +10,8 @@ Each message is a row. What makes two replicas, a crash and a zombie harmless:
 - *Kafka.* A message for a topic is put into ``fluxora.outbox`` in the same transaction that marks it ``handed_at``.
   Its record can come back before that transaction is visible (DESIGN section 1): whoever confirms it waits for the
   writer, on the row if there is one, else on the advisory lock of its id.
+
+How a message comes to be a row: ``outbox_relay.messages.acceptance``.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,8 +20,6 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
-
-from psycopg import errors
 
 from outbox_relay.messages.names import MESSAGES
 from schemas import FluxoraError
@@ -50,24 +50,6 @@ class Outcome(StrEnum):
     FAILED = "FAILED"
     #: not attempted, for a reason that says nothing about the message
     POSTPONED = "POSTPONED"
-
-
-@dataclass(frozen=True, slots=True)
-class Posted:
-    """A message that keeps every rule, ready to be written."""
-
-    id: UUID
-    destination: str
-    routed_to: str
-    key: str | None
-    type: str | None
-    #: Compact JSON.
-    payload: bytes
-    traceparent: str | None
-    #: Goes to the destination's topic, if nothing of its lane waits before it.
-    by_kafka: bool = False
-    #: A rule drops it: it is FAILED from the start.
-    dropped: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +88,6 @@ class MessageFilter:
     after: tuple[datetime, UUID] | None = None
 
 
-class MessageExists(FluxoraError):
-    """There is another message with this id; nothing was written."""
-
-
 class NotFailed(FluxoraError):
     """Only a FAILED message can be sent again; ``status`` is what it is instead."""
 
@@ -118,19 +96,20 @@ class NotFailed(FluxoraError):
         self.status = status
 
 
-_LANE_LOCK = """
+# Statements that acceptance and delivery share.
+LANE_LOCK = """
     SELECT pg_advisory_xact_lock(lock) FROM (
         SELECT DISTINCT hashtextextended(lane.name || chr(31) || lane.key, 7) AS lock
         FROM unnest(%(names)s::text[], %(keys)s::text[]) AS lane (name, key) ORDER BY 1
     ) AS locks
 """
 
-_BLOCKED = """
+BLOCKED = """
     EXISTS (SELECT 1 FROM messages.messages
             WHERE routed_to = %(routed_to)s AND key = %(key)s AND status = 'PENDING' AND handed_at IS NULL)
 """
 
-_TO_OUTBOX = f"""
+TO_OUTBOX = f"""
     INSERT INTO fluxora.outbox
         (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
     SELECT id, COALESCE(type, '{DEFAULT_TYPE}'), COALESCE(key, id::text), COALESCE(type, '{DEFAULT_TYPE}'),
@@ -138,37 +117,7 @@ _TO_OUTBOX = f"""
 """
 
 # Held by whoever writes a new row for a topic until its commit is visible.
-_WRITER = "hashtextextended(id::text, 8)"
-
-# One statement: the key, the message and its outbox row are there, or none of them. The key comes first: when
-# another request holds it, PostgreSQL waits for that one to commit, `taken` is empty, and nothing is written.
-_CREATE = f"""
-    WITH {{taken}} given AS (
-        SELECT {_BLOCKED} AS blocked, %(dropped)s::text IS NOT NULL AS dropped, %(by_kafka)s AS by_kafka {{from_taken}}
-    ), written AS (
-        INSERT INTO messages.messages
-            (id, destination, routed_to, key, type, payload, traceparent, status, due, handed_at, last_error,
-             created_at, ended_at)
-        SELECT %(id)s, %(destination)s, %(routed_to)s, %(key)s, %(type)s, %(payload)s::json, %(traceparent)s,
-               CASE WHEN dropped THEN 'FAILED' ELSE 'PENDING' END,
-               CASE WHEN NOT (dropped OR blocked OR by_kafka) THEN now() END,
-               CASE WHEN by_kafka AND NOT (dropped OR blocked) THEN now() END,
-               %(dropped)s, clock_timestamp(), CASE WHEN dropped THEN clock_timestamp() END
-        FROM given
-        RETURNING *
-    ), sent AS ({_TO_OUTBOX} FROM written WHERE handed_at IS NOT NULL)
-    SELECT CASE WHEN handed_at IS NOT NULL THEN pg_advisory_xact_lock({_WRITER}) END FROM written
-"""
-_CREATE_PLAIN = _CREATE.format(taken="", from_taken="")
-_CREATE_ONCE = _CREATE.format(
-    taken="""taken AS (
-        INSERT INTO messages.idempotency_keys (key, request_digest, message_id)
-        VALUES (%(idempotency_key)s, %(digest)b, %(id)s)
-        ON CONFLICT (key) DO NOTHING
-        RETURNING key
-    ),""",
-    from_taken="FROM taken",
-)
+WRITER = "hashtextextended(id::text, 8)"
 
 # Destinations are found one by one along the index, so that none with a large backlog hides the others; of each, as
 # many as have a place, and of all the first ones first.
@@ -220,7 +169,7 @@ _SETTLE = f"""
         FROM given
         WHERE message.id = given.id AND message.claim = given.claim AND status = 'PENDING'
         RETURNING message.*
-    ), sent AS ({_TO_OUTBOX} FROM settled WHERE handed_at IS NOT NULL)
+    ), sent AS ({TO_OUTBOX} FROM settled WHERE handed_at IS NOT NULL)
     SELECT id FROM settled
 """
 
@@ -245,7 +194,7 @@ _REDELIVER = f"""
     SET status = CASE WHEN %(dropped)s::text IS NULL THEN 'PENDING' ELSE 'FAILED' END,
         routed_to = %(routed_to)s,
         position = DEFAULT,
-        due = CASE WHEN %(dropped)s::text IS NULL AND NOT {_BLOCKED} THEN now() END,
+        due = CASE WHEN %(dropped)s::text IS NULL AND NOT {BLOCKED} THEN now() END,
         last_error = COALESCE(%(dropped)s::text, last_error),
         retry_count = 0, redeliveries = redeliveries + 1, claim = NULL, handed_at = NULL, letter_due = false,
         ended_at = CASE WHEN %(dropped)s::text IS NOT NULL THEN clock_timestamp() END
@@ -264,7 +213,7 @@ _WRITERS = (
     "SELECT id FROM messages.messages WHERE id = ANY(%(ids)s) AND status = 'PENDING' ORDER BY id FOR UPDATE",
     f"""
     SELECT pg_advisory_xact_lock_shared(lock) FROM (
-        SELECT DISTINCT {_WRITER} AS lock FROM unnest(%(ids)s::uuid[]) AS wanted (id)
+        SELECT DISTINCT {WRITER} AS lock FROM unnest(%(ids)s::uuid[]) AS wanted (id)
         WHERE NOT EXISTS (SELECT 1 FROM messages.messages AS message WHERE message.id = wanted.id) ORDER BY 1
     ) AS locks
     """,
@@ -281,65 +230,6 @@ class Store:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-
-    async def create(
-        self, message: Posted, idempotency_key: str | None, digest: bytes | None
-    ) -> tuple[UUID, bytes | None]:
-        """Write the message, its outbox row if it has one, and its key, in one transaction.
-
-        Returns the message's id and ``None``; or, if the key was taken, the id of the message and the digest of the
-        request that took it. A message that is there already, the same in all that was posted, counts as written.
-
-        Raises:
-            MessageExists: the id is another message's.
-            DatabaseUnavailable: it may or may not have been written; sent again with the same id or key it is
-                written once.
-        """
-        values = {
-            "id": message.id,
-            "destination": message.destination,
-            "routed_to": message.routed_to,
-            "key": message.key,
-            "type": message.type,
-            "payload": message.payload.decode(),
-            "traceparent": message.traceparent,
-            "by_kafka": message.by_kafka,
-            "dropped": message.dropped,
-            "idempotency_key": idempotency_key,
-            "digest": digest,
-            "names": [message.routed_to],
-            "keys": [message.key],
-        }
-        statement = _CREATE_PLAIN if idempotency_key is None else _CREATE_ONCE
-
-        async def write(connection: Connection) -> bool:
-            if message.key is None:
-                return await (await connection.execute(statement, values)).fetchone() is not None
-            async with connection.pipeline(), connection.transaction():
-                await connection.execute(_LANE_LOCK, values)
-                written = await connection.execute(statement, values)
-            return await written.fetchone() is not None
-
-        async def work(connection: Connection) -> tuple[UUID, bytes | None]:
-            try:
-                if await write(connection):
-                    return message.id, None
-            except errors.UniqueViolation as error:
-                # A first try may have committed before its connection broke.
-                if await _is_there(connection, message):
-                    return message.id, None
-                raise MessageExists(str(message.id)) from error
-            found = await connection.execute(
-                "SELECT message_id, request_digest FROM messages.idempotency_keys WHERE key = %s", (idempotency_key,)
-            )
-            holder = await found.fetchone()
-            if holder is None:  # deleted in between
-                return await work(connection)
-            if holder["message_id"] == message.id:  # by this very call, before its connection broke
-                return message.id, None
-            return holder["message_id"], holder["request_digest"]
-
-        return await self._database.run(work)
 
     async def claim(self, limits: Mapping[str, int], places: int, limit: int, lease_seconds: float) -> list[Claimed]:
         """Take messages that are due, for the length of a lease.
@@ -383,7 +273,7 @@ class Store:
             if not lanes:
                 return {row["id"] for row in await (await connection.execute(_SETTLE, values)).fetchall()}
             async with connection.pipeline(), connection.transaction():
-                await connection.execute(_LANE_LOCK, values)
+                await connection.execute(LANE_LOCK, values)
                 settled = await connection.execute(_SETTLE, values)
                 await connection.execute(_PROMOTE, values)
             return {row["id"] for row in await settled.fetchall()}
@@ -429,7 +319,7 @@ class Store:
         async def work(connection: Connection) -> None:
             async with connection.transaction():
                 if key is not None:
-                    await connection.execute(_LANE_LOCK, values)
+                    await connection.execute(LANE_LOCK, values)
                 if (await connection.execute(_REDELIVER, values)).rowcount == 1:
                     return
                 found = await connection.execute("SELECT status FROM messages.messages WHERE id = %s", (message_id,))
@@ -546,7 +436,9 @@ class Store:
         """Raise DatabaseUnavailable, saying why, unless a message could be written."""
 
         async def work(connection: Connection) -> None:
-            await connection.execute("SELECT 1 FROM messages.messages, fluxora.outbox LIMIT 0")
+            await connection.execute(
+                "SELECT 1 FROM messages.messages, messages.http_destinations, fluxora.outbox LIMIT 0"
+            )
 
         await self._database.run(work)
 
@@ -555,16 +447,3 @@ class Store:
             return (await connection.execute(statement, values)).rowcount
 
         return await self._database.run(work)
-
-
-async def _is_there(connection: Connection, message: Posted) -> bool:
-    """Whether the message of this id is this one."""
-    found = await connection.execute(
-        """
-        SELECT 1 FROM messages.messages
-        WHERE id = %s AND destination = %s AND key IS NOT DISTINCT FROM %s AND type IS NOT DISTINCT FROM %s
-          AND payload::text = %s
-        """,
-        (message.id, message.destination, message.key, message.type, message.payload.decode()),
-    )
-    return await found.fetchone() is not None

@@ -6,9 +6,10 @@ import signal
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
@@ -16,6 +17,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from outbox_relay.messages.models import MessagePage, MessageView
 from participant.crashpoint import EXIT_CODE
+from tests.http_services import Catalog, catalog
 from tests.integration.fix_coordinator import eventually
 from tests.integration.fix_messages import (
     Receivers,
@@ -331,6 +333,67 @@ def test_rules_route_drop_and_reject_and_a_broken_file_keeps_the_old_ones(
         service.until(told["message_id"], "DELIVERED")
 
 
+def post(service: Service, key: str, **body: Any) -> tuple[int, Any, str | None]:
+    """Status, body and Idempotency-Replayed of a POST with an idempotency key."""
+    answer = service.client.post("/messages", json=body, headers={"Idempotency-Key": key})
+    return answer.status_code, answer.json(), answer.headers.get("idempotency-replayed")
+
+
+def test_a_replay_is_answered_as_the_first_was_whatever_the_rules_are_by_then(
+    messages_database: str, tmp_path: Path
+) -> None:
+    """Each of the first rules is turned into each other one; nothing is written, moved or sent a second time."""
+    rules = tmp_path / "rules.toml"
+    rule = '[[rule]]\ntype = "{}"\naction = "{}"\n'
+    rules.write_text(rule.format("dropped", "drop") + rule.format("refused", "reject"))
+    environment = {"FLUXORA_MESSAGE_RULES": str(rules)}
+    with receiving() as old, receiving() as new:
+        services = {"old": old.url, "new": new.url}
+        with running(messages_database, services, environment=environment) as service:
+            plain = {"destination_service": "old", "payload": 1}
+            dropped = plain | {"type": "dropped"}
+            refused = plain | {"type": "refused"}
+            first = {kind: post(service, kind, **body) for kind, body in (("plain", plain), ("dropped", dropped))}
+            assert [answer["status"] for _, answer, _ in first.values()] == ["PENDING", "FAILED"]
+            assert post(service, "refused", **refused)[0] == 422
+            own = str(uuid4())
+            assert service.post("old", 2, message_id=own) == own
+            service.until(first["plain"][1]["message_id"], "DELIVERED")
+            service.until(own, "DELIVERED")
+            rows = "SELECT id, routed_to, status, ended_at, redeliveries FROM messages.messages "
+            rows += "WHERE destination <> 'probe' ORDER BY id"
+            written = service.sql(rows)
+
+            for action, to in (("route", 'to = "new"'), ("drop", ""), ("reject", "")):
+                rules.write_text(f'[[rule]]\naction = "{action}"\n{to}\n')
+                eventually(lambda action=action: decision(service) == action, 30)
+                for kind, body in (("plain", plain), ("dropped", dropped)):
+                    assert post(service, kind, **body) == (201, first[kind][1], "true"), action
+                    other = post(service, kind, **(body | {"payload": 3}))
+                    assert (other[0], other[1]["type"]) == (422, "urn:fluxora:problem:idempotency-key-reused")
+                again = service.client.post("/messages", json=plain | {"payload": 2, "message_id": own})
+                assert (again.status_code, again.json()) == (201, {"message_id": own, "status": "PENDING"}), action
+                assert service.sql(rows) == written, action
+            # What was refused left nothing behind, so the rules of now decide.
+            assert post(service, "refused", **refused)[0] == 422
+            rules.write_text("")
+            eventually(lambda: post(service, "refused", **refused)[0] == 201, 30)
+            eventually(lambda: service.sql("SELECT 1 FROM messages.messages WHERE status = 'PENDING'") == [], 60)
+        assert {one.body for one in new.received} == {"probe"}
+        assert sorted(old.delivered()) == [1, 1, 2]
+
+
+def decision(service: Service) -> str:
+    """What the rules say of a new message now."""
+    answer = service.client.post("/messages", json={"destination_service": "probe", "payload": "probe"})
+    if answer.status_code == 422:
+        return "reject"
+    told = service.get(answer.json()["message_id"])
+    if (told["last_error"] or "").startswith("dropped"):
+        return "drop"
+    return "route" if told["routed_to"] == "new" else "deliver"
+
+
 def test_lists_are_filtered_and_come_in_pages(service: Service, receivers: Receivers) -> None:
     destination, _receiver = receivers.take()
     ids = [service.post(destination, n, type=("even", "odd")[n % 2]) for n in range(7)]
@@ -377,6 +440,74 @@ def test_a_destination_with_too_many_waiting_messages_is_told_to_wait(service: S
     assert service.client.post("/messages", json=body | {"destination_service": "another"}).status_code == 201
 
 
+def make_topic(name: str) -> None:
+    admin = AdminClient({"bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"]})
+    for made in admin.create_topics([NewTopic(name, 1, 1)]).values():
+        made.result(30)
+
+
+def test_who_was_reached_over_http_is_not_there_now_and_never_a_topic_when_the_registry_has_lost_everybody(
+    messages_database: str,
+) -> None:
+    """Its topic for commands is there. Each process is a new one: what it knows comes from the database alone."""
+    name = f"webby-{time.time_ns()}"
+    make_topic(f"{name}.commands")
+
+    def by_way_of(registry: Catalog, **settings: object) -> AbstractContextManager[Service]:
+        environment = {
+            "SERVICE_REGISTRY_URL": registry.url,
+            "FLUXORA_RELAY_REGISTRY_TTL_S": "0.1",
+            "FLUXORA_RELAY_REGISTRY_NEGATIVE_TTL_S": "0.1",
+        }
+        return running(messages_database, {}, environment=environment, **settings)
+
+    def outbox(service: Service) -> list[tuple[Any, ...]]:
+        return service.sql("SELECT id FROM fluxora.outbox WHERE topic = %s", f"{name}.messages")
+
+    with catalog() as registry, receiving(lambda body, before: 500 if body == "refused" else 200) as receiver:
+        port = int(receiver.url.rpartition(":")[2])
+        registry.say(name, 200, [{"ServiceAddress": "127.0.0.1", "ServicePort": port}])
+        with by_way_of(registry) as service:
+            # Not even a delivery: an attempt is enough, the receiver may have done its part.
+            service.until(service.post(name, "refused"), "FAILED")
+        for status in (200, 404):
+            registry.say(name, status, [])
+            with by_way_of(registry, max_attempts=1000) as service:
+                eventually(lambda: not service.client.get("/ready").json()["warnings"])
+                ids = [service.post(name, [status, 1], key="k"), service.post(name, [status, 2])]
+                for id in ids:
+                    eventually(lambda one=id: service.get(one)["retry_count"] > 1)
+                    told = service.get(id)
+                    assert (told["status"], told["handed_to_kafka_at"]) == ("PENDING", None)
+                    assert f"{name} is not there now" in told["last_error"]
+                assert outbox(service) == []
+                registry.say(name, 200, [{"ServiceAddress": "127.0.0.1", "ServicePort": port}])
+                for id in ids:
+                    service.until(id, "DELIVERED")
+        assert outbox(service) == []
+        assert sorted(body for body in receiver.delivered()) == [[200, 1], [200, 2], [404, 1], [404, 2]]
+
+        # A person says that it has moved for good; the next process to find it over HTTP remembers it anew.
+        registry.say(name, 200, [])
+        service.sql("DELETE FROM messages.http_destinations WHERE name = %s", name)
+        with by_way_of(registry) as service:
+            moved = service.post(name, "moved")
+            eventually(lambda: service.get(moved)["handed_to_kafka_at"])
+            assert outbox(service) == [(UUID(moved),)]
+
+
+def test_a_message_that_is_never_there_in_time_fails_and_is_not_put_into_a_topic(service: Service) -> None:
+    name = f"gone-{time.time_ns()}"
+    make_topic(f"{name}.messages")
+    service.sql("INSERT INTO messages.http_destinations (name) VALUES (%s)", name)
+    told = service.until(service.post(name, 1), "FAILED")
+    assert (told["retry_count"], told["handed_to_kafka_at"]) == (4, None)
+    again = service.client.post(f"/messages/{told['message_id']}/redeliver")
+    assert again.status_code == 202
+    told = service.until(told["message_id"], "FAILED")
+    assert f"{name} is not there now" in told["last_error"] and told["handed_to_kafka_at"] is None
+
+
 def test_an_asked_for_end_finishes_the_attempt_under_way(messages_database: str) -> None:
     begun = threading.Event()
 
@@ -396,9 +527,7 @@ def test_a_destination_with_a_topic_only_gets_its_messages_through_the_outbox_in
     """Debezium's part is played by the test; tests/acceptance has the whole way."""
     destination = f"topical-{time.time_ns()}"
     kafka = {"bootstrap.servers": os.environ["KAFKA_BOOTSTRAP_SERVERS"]}
-    admin = AdminClient(kafka)
-    for made in admin.create_topics([NewTopic(f"{destination}.messages", 1, 1)]).values():
-        made.result(30)
+    make_topic(f"{destination}.messages")
     # The first may come before the service has seen the topic, and is then handed over by its first attempt.
     ids = [service.post(destination, n, key="k", type="counted") for n in range(4)]
     eventually(lambda: all(service.get(id)["handed_to_kafka_at"] for id in ids))

@@ -2,14 +2,18 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import datetime
 from uuid import UUID
 
 import psycopg
+import pytest
 from uuid_utils.compat import uuid7
 
+from outbox_relay.messages import migrations
+from outbox_relay.messages.acceptance import Acceptance, Answered, KeyReused, Posted
 from outbox_relay.messages.settings import MessageSettings
-from outbox_relay.messages.store import Outcome, Posted, Settlement, Status, Store
+from outbox_relay.messages.store import Outcome, Settlement, Status, Store
 from tests.integration.fix_messages import messages_database
 from web.database import Database
 
@@ -19,14 +23,14 @@ __all__ = ["messages_database"]
 SLOW = 1.5
 
 
-def with_store(database_url: str, work: Callable[[Store], Awaitable[None]]) -> None:
+def with_store(database_url: str, work: Callable[[Store, Acceptance], Awaitable[None]]) -> None:
     async def run() -> None:
         database = Database(
             MessageSettings(database_url=database_url, kafka_bootstrap_servers="127.0.0.1:9"), "fluxora-test"
         )
         await database.open()
         try:
-            await work(Store(database))
+            await work(Store(database), Acceptance(database))
         finally:
             await database.close()
 
@@ -62,10 +66,10 @@ async def status_of(store: Store, id: UUID) -> str:
 def test_a_record_that_overtakes_the_row_of_its_message_confirms_it_all_the_same(messages_database: str) -> None:
     """Logical decoding shows a commit before other sessions do (DESIGN section 1)."""
 
-    async def work(store: Store) -> None:
+    async def work(store: Store, acceptance: Acceptance) -> None:
         for key in (None, "a"):
             posted = message(by_kafka=True, key=key)
-            writing = asyncio.create_task(store.create(posted, None, None))
+            writing = asyncio.create_task(acceptance.create(posted, None, None))
             await asyncio.sleep(SLOW / 3)
             assert not writing.done()
             assert await store.confirm([posted.id, uuid7()]) == 1
@@ -82,9 +86,9 @@ def test_a_record_that_overtakes_the_row_of_its_message_confirms_it_all_the_same
 def test_a_record_that_overtakes_the_handing_over_of_its_message_confirms_it_all_the_same(
     messages_database: str,
 ) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Store, acceptance: Acceptance) -> None:
         posted = message(key="b")
-        await store.create(posted, None, None)
+        await acceptance.create(posted, None, None)
         [claimed] = [one for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id]
         handing = asyncio.create_task(store.settle([Settlement(claimed, Outcome.HANDED)]))
         await asyncio.sleep(SLOW / 3)
@@ -101,10 +105,10 @@ def test_a_record_that_overtakes_the_handing_over_of_its_message_confirms_it_all
 
 
 def test_records_of_others_and_second_copies_confirm_nothing(messages_database: str) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Store, acceptance: Acceptance) -> None:
         posted, waiting = message(by_kafka=True), message(key="c")
-        await store.create(posted, None, None)
-        await store.create(waiting, None, None)
+        await acceptance.create(posted, None, None)
+        await acceptance.create(waiting, None, None)
         assert await store.confirm([posted.id, waiting.id, uuid7()]) == 1
         assert await store.confirm([posted.id, posted.id]) == 0
         assert await status_of(store, waiting.id) == Status.PENDING
@@ -113,9 +117,9 @@ def test_records_of_others_and_second_copies_confirm_nothing(messages_database: 
 
 
 def test_a_letter_that_left_does_not_stand_for_that_of_a_later_failure(messages_database: str) -> None:
-    async def work(store: Store) -> None:
+    async def work(store: Store, acceptance: Acceptance) -> None:
         posted = message(key="d")
-        await store.create(posted, None, None)
+        await acceptance.create(posted, None, None)
 
         async def fail() -> None:
             claimed = [one for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id]
@@ -136,3 +140,74 @@ def test_a_letter_that_left_does_not_stand_for_that_of_a_later_failure(messages_
         assert await letters() == []
 
     with_store(messages_database, work)
+
+
+def test_a_replay_that_would_be_refused_waits_for_the_first_that_is_under_way(messages_database: str) -> None:
+    """A rule that comes between the two must not answer "refused" for what is being accepted."""
+
+    async def work(store: Store, acceptance: Acceptance) -> None:
+        posted = message(by_kafka=True)
+        writing = asyncio.create_task(acceptance.create(posted, "one", b"digest"))
+        await asyncio.sleep(SLOW / 3)
+        assert not writing.done()
+        later = await acceptance.answered(message(), "one", b"digest")
+        assert later == Answered((await writing).message_id, Status.PENDING, replayed=True)
+        # Asking writes nothing: a key that nobody took is free afterwards.
+        assert await acceptance.answered(message(), "two", b"digest") is None
+        assert not (await acceptance.create(message(), "two", b"another")).replayed
+
+    slow_commits(messages_database)
+    try:
+        with_store(messages_database, work)
+    finally:
+        fast_commits(messages_database)
+
+
+def test_a_key_stands_for_one_body_also_with_a_message_id_of_the_clients_own(messages_database: str) -> None:
+    async def work(store: Store, acceptance: Acceptance) -> None:
+        posted = message(key="e")
+        other = replace(posted, payload=b"[]")
+        assert not (await acceptance.create(posted, "id and key", b"first")).replayed
+        assert (await acceptance.create(posted, "id and key", b"first")).replayed
+        with pytest.raises(KeyReused):
+            await acceptance.create(other, "id and key", b"second")
+        # The message came without a key first: the key stands for it from now on.
+        bare = message(key="e")
+        await acceptance.create(bare, None, None)
+        assert (await acceptance.create(bare, "later", b"third")).message_id == bare.id
+        with pytest.raises(KeyReused):
+            await acceptance.create(message(key="e"), "later", b"fourth")
+
+    with_store(messages_database, work)
+
+
+def test_an_upgrade_keeps_the_answers_and_the_ways_that_the_old_rows_show(messages_database: str) -> None:
+    rows = {
+        "over-http": ("DELIVERED", None, 0),
+        "over-kafka": ("DELIVERED", "2026-11-23", 0),
+        "dropped": ("FAILED", None, 0),
+        "given-up": ("FAILED", None, 10),
+    }
+    with psycopg.connect(messages_database, autocommit=True) as connection:
+        connection.execute("DROP SCHEMA messages CASCADE")
+        migrations.upgrade(messages_database, "0001")
+        for name, (status, handed_at, retries) in rows.items():
+            connection.execute(
+                """
+                WITH written AS (
+                    INSERT INTO messages.messages
+                        (id, destination, routed_to, payload, status, handed_at, retry_count, created_at, ended_at)
+                    VALUES (gen_random_uuid(), %(name)s, %(name)s, '1', %(status)s, %(handed_at)s, %(retries)s,
+                            now(), now())
+                    RETURNING id
+                )
+                INSERT INTO messages.idempotency_keys (key, request_digest, message_id)
+                SELECT %(name)s, '', id FROM written
+                """,
+                {"name": name, "status": status, "handed_at": handed_at, "retries": retries},
+            )
+        migrations.upgrade(messages_database)
+        keys = connection.execute("SELECT key, status FROM messages.idempotency_keys").fetchall()
+        used = connection.execute("SELECT name FROM messages.http_destinations").fetchall()
+    assert dict(keys) == {name: "FAILED" if name == "dropped" else "PENDING" for name in rows}
+    assert used == [("over-http",)]
