@@ -5,22 +5,24 @@ snapshot of the database shows; a row that is not in its topic is missing for ce
 of the write-ahead log than had been written at that moment (the watermark). Read-only, but for ``refill``.
 """
 
+import itertools
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import psycopg
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import Message
 from psycopg import Connection
 from psycopg.rows import TupleRow
 
 from connectors import Connect, configuration
 from connectors.connect import Connector
 from connectors.debezium import PREFIX
+from fluxora.awaited import AwaitedRows, Row
+from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import Progress, TopicReader, TopicUnavailable, headers_of
 from participant.tables import PUBLICATION
 from schemas import FluxoraError
@@ -29,7 +31,9 @@ from schemas import FluxoraError
 _CLOCK_SKEW = timedelta(minutes=10)
 #: Of the connector's configuration, what may differ from ours: tuning, and secrets that Connect may hide.
 _TUNING = frozenset({"name", "poll.interval.ms", "heartbeat.interval.ms", "database.password", "database.user"})
-_FLUSH_S = 30.0
+#: Rows without payloads, and with them (960 KiB each at most), that a database gives at once.
+_ROWS_AT_ONCE = 2_000
+_PAYLOADS_AT_ONCE = 20
 
 
 class CannotAudit(FluxoraError):
@@ -57,6 +61,8 @@ class DatabaseAudit:
     no_gap_up_to: str | None = None
     #: Rows compared.
     rows: int = 0
+    missing_rows: int = 0
+    #: Of the missing rows the oldest, as many as were asked for.
     missing: list[Missing] = field(default_factory=list)
     #: Rows that are in no topic and older than what the topic still holds: nothing can be said of them.
     beyond_retention: int = 0
@@ -70,24 +76,13 @@ class DatabaseAudit:
 
     @property
     def sound(self) -> bool:
-        return not self.missing and not self.problems and not self.under_way
-
-
-@dataclass(frozen=True, slots=True)
-class _Row:
-    id: UUID
-    topic: str
-    key: str
-    type: str
-    created_at: datetime
-
-    def missing(self) -> Missing:
-        return Missing(str(self.id), self.topic, self.key, self.type, _time(self.created_at))
+        return not self.missing_rows and not self.problems and not self.under_way
 
 
 @dataclass(frozen=True, slots=True)
 class _Snapshot:
-    rows: dict[UUID, _Row]
+    #: Its rows.
+    rows: int
     at: datetime
     #: The end of the write-ahead log then: Debezium has all of the rows once it has confirmed it.
     lsn: str
@@ -100,18 +95,24 @@ def audit(
     since: datetime | None,
     wait_s: float,
     only: str | None,
+    limit: int,
+    refill: bool,
     progress: Callable[[str], Progress],
 ) -> list[DatabaseAudit]:
-    """Audit the outbox of every database that has a connector of ours.
+    """Audit the outbox of every database that has a connector of ours. Rows are held on disk (``fluxora.awaited``).
 
     Args:
         since: rows from this time on; ``None``: all that the outboxes hold.
         wait_s: how long to wait for rows that have not arrived yet.
         only: the name of one database.
+        limit: of the missing rows of a database, how many are named at most; all are counted.
+        refill: publish the missing rows from the outbox, all of them, with the ids they have. They come after
+            whatever was published since, also of the same key: consumers see them late, but see them.
         progress: gives a progress function for a piece of work.
 
     Raises:
-        CannotAudit: a database does not answer, or there is none.
+        CannotAudit: a database does not answer, or there is none; or the brokers do not take what is refilled: then
+            run the audit again.
     """
     found = []
     for connector in connect.connectors(PREFIX).values():
@@ -119,7 +120,14 @@ def audit(
             continue
         try:
             with psycopg.connect(conninfo(connector.config), autocommit=True, connect_timeout=5) as connection:
-                found.append(_audit(connector, connection, bootstrap_servers, since, wait_s, progress))
+                with AwaitedRows() as rows:
+                    one = _compare(connector, connection, bootstrap_servers, rows, since, wait_s, progress)
+                    one.missing = [_missing(row) for row in rows.ordered(limit)] if one.missing_rows else []
+                    if refill and one.missing_rows:
+                        one.refilled = _refill(connection, bootstrap_servers, rows)
+                _look_at_slot(connector, connection, one)
+                _look_at_drift(connector, connection, one)
+                found.append(one)
         except psycopg.Error as error:
             raise CannotAudit(f"the database of connector {connector.name}: {error}") from error
     if not found:
@@ -138,73 +146,68 @@ def conninfo(config: dict[str, str]) -> str:
     )
 
 
-def _audit(
+def _compare(
     connector: Connector,
     connection: Connection[TupleRow],
     bootstrap_servers: str,
+    rows: AwaitedRows,
     since: datetime | None,
     wait_s: float,
     progress: Callable[[str], Progress],
 ) -> DatabaseAudit:
+    """Leave in ``rows`` those that are in no topic, and count."""
     result = DatabaseAudit(connector.name, connector.config["database.dbname"])
-    snapshot = _snapshot(connection, since)
-    result.rows = len(snapshot.rows)
-    absent, beyond = _absent(snapshot.rows, bootstrap_servers, progress)
+    snapshot = _snapshot(connection, rows, since)
+    result.rows = snapshot.rows
+    result.beyond_retention = _take_out_arrived(rows, bootstrap_servers, progress)
     deadline = time.monotonic() + wait_s
     confirmed = _confirmed(connection, connector, snapshot.lsn)
-    while absent and not confirmed and time.monotonic() < deadline:
+    while len(rows) and not confirmed and time.monotonic() < deadline:
         time.sleep(0.5)
         confirmed = _confirmed(connection, connector, snapshot.lsn)
-    if absent:
-        absent, beyond = _absent({row.id: row for row in absent}, bootstrap_servers, progress)
-    result.beyond_retention = len(beyond)
+    result.beyond_retention += _take_out_arrived(rows, bootstrap_servers, progress)
     if confirmed:
-        result.missing = [row.missing() for row in sorted(absent, key=lambda row: (row.created_at, row.id))]
+        result.missing_rows = len(rows)
     else:
-        result.under_way = len(absent)
-    result.no_gap_up_to = _time(min((row.created_at for row in absent), default=snapshot.at))
-    _look_at_slot(connector, connection, result)
-    _look_at_drift(connector, connection, result)
+        result.under_way = len(rows)
+    result.no_gap_up_to = _time(rows.oldest() or snapshot.at)
     return result
 
 
-def _snapshot(connection: Connection[TupleRow], since: datetime | None) -> _Snapshot:
+def _snapshot(connection: Connection[TupleRow], rows: AwaitedRows, since: datetime | None) -> _Snapshot:
     with connection.transaction():
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        rows = connection.execute(
-            "SELECT id, topic, aggregateid, type, created_at FROM fluxora.outbox "
-            "WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s",
-            {"since": since},
-        ).fetchall()
+        # The transaction's begin: what the snapshot does not show was not there yet.
+        at = connection.execute("SELECT now()").fetchone()
+        with connection.cursor(name="audited") as cursor:
+            cursor.itersize = _ROWS_AT_ONCE
+            cursor.execute(
+                "SELECT id, topic, aggregateid, type, created_at FROM fluxora.outbox "
+                "WHERE %(since)s::timestamptz IS NULL OR created_at >= %(since)s",
+                {"since": since},
+            )
+            rows.add(Row(*row) for row in cursor)
         # After the snapshot: whatever it shows was committed before this position.
-        at = connection.execute("SELECT clock_timestamp(), pg_current_wal_lsn()::text").fetchone()
-    assert at is not None
-    return _Snapshot({row[0]: _Row(*row) for row in rows}, at[0], at[1])
+        lsn = connection.execute("SELECT pg_current_wal_lsn()::text").fetchone()
+    assert at is not None and lsn is not None
+    return _Snapshot(len(rows), at[0], lsn[0])
 
 
-def _absent(
-    rows: dict[UUID, _Row], bootstrap_servers: str, progress: Callable[[str], Progress]
-) -> tuple[list[_Row], list[_Row]]:
-    """Those of ``rows`` that are not in their topics; and those whose topics no longer reach back so far."""
-    by_topic: dict[str, dict[str, _Row]] = defaultdict(dict)
-    for row in rows.values():
-        by_topic[row.topic][str(row.id)] = row
-    absent: list[_Row] = []
-    beyond: list[_Row] = []
-    for topic, wanted in sorted(by_topic.items()):
-        oldest = min(row.created_at for row in wanted.values()) - _CLOCK_SKEW
+def _take_out_arrived(rows: AwaitedRows, bootstrap_servers: str, progress: Callable[[str], Progress]) -> int:
+    """Take out those that are in their topics, and those that are older than what their topics still hold; returns
+    how many the latter are."""
+    beyond = 0
+    for topic, oldest in rows.topics():
         with TopicReader(bootstrap_servers, topic) as reader:
             try:
-                ranges = reader.ranges(since=round(oldest.timestamp() * 1000))
+                ranges = reader.ranges(since=round((oldest - _CLOCK_SKEW).timestamp() * 1000))
             except TopicUnavailable:
-                absent += wanted.values()
                 continue
-            for message in reader.read(ranges, progress(topic)):
-                wanted.pop(_event_id(message), None)
-            kept_since = _kept_since(reader) if wanted else None
-        for row in wanted.values():
-            (beyond if kept_since is not None and row.created_at < kept_since else absent).append(row)
-    return absent, beyond
+            rows.arrived(topic, (_event_id(message) for message in reader.read(ranges, progress(topic))))
+            kept_since = _kept_since(reader) if rows.any_of(topic) else None
+        if kept_since is not None:
+            beyond += rows.leave_out(topic, kept_since)
+    return beyond
 
 
 def _kept_since(reader: TopicReader) -> datetime | None:
@@ -272,67 +275,30 @@ def _look_at_drift(connector: Connector, connection: Connection[TupleRow], resul
         )
 
 
-def refill(connect: Connect, bootstrap_servers: str, found: Iterable[DatabaseAudit]) -> None:
-    """Publish the missing rows from the outboxes, with the ids they have; counts them in ``refilled``.
-
-    They come after whatever was published since, also of the same key: consumers see them late, but see them.
-
-    Raises:
-        CannotAudit: the brokers do not take them; run the audit again.
-    """
-    configs = {name: connector.config for name, connector in connect.connectors(PREFIX).items()}
-    for one in found:
-        if not one.missing:
-            continue
-        with psycopg.connect(conninfo(configs[one.connector]), autocommit=True, connect_timeout=5) as connection:
-            one.refilled = _publish(connection, bootstrap_servers, [UUID(row.id) for row in one.missing])
+def _refill(connection: Connection[TupleRow], bootstrap_servers: str, rows: AwaitedRows) -> int:
+    sender = Sender(bootstrap_servers)
+    try:
+        missing = rows.ordered()
+        while ids := [row.id for row in itertools.islice(missing, _ROWS_AT_ONCE)]:
+            _publish(connection, sender, ids)
+        sender.finish()
+    except NotSent as error:
+        raise CannotAudit(f"{sender.acknowledged} of {len(rows)} rows were published, then: {error}") from error
+    return sender.acknowledged
 
 
-def _publish(connection: Connection[TupleRow], bootstrap_servers: str, ids: list[UUID]) -> int:
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "acks": "all",
-            "enable.idempotence": True,
-            # As Debezium's: a key has one partition whoever writes it.
-            "partitioner": "murmur2_random",
-            "message.max.bytes": 2 * 1024 * 1024,
-        }
-    )
-    failed: list[str] = []
-    acknowledged = 0
-
-    def delivered(error: KafkaError | None, message: Message) -> None:
-        nonlocal acknowledged
-        if error is None:
-            acknowledged += 1
-        else:
-            failed.append(f"{message.topic()}: {error.str()}")
-
-    rows = connection.execute(
-        "SELECT id, aggregateid, type, payload, topic, source, traceparent, content_type, specversion, "
-        "(extract(epoch FROM created_at) * 1000000)::bigint FROM fluxora.outbox WHERE id = ANY(%s) "
-        "ORDER BY created_at, id",
-        (ids,),
-    )
-    for id, key, type, payload, topic, source, traceparent, content_type, specversion, micros in rows:
-        while True:
-            try:
-                producer.produce(
-                    topic,
-                    payload,
-                    key,
-                    headers=event_headers(id, type, source, traceparent, content_type, specversion, micros),
-                    on_delivery=delivered,
-                )
-                break
-            except BufferError:  # full until the brokers have acknowledged, or refused, some
-                producer.poll(0.1)
-        producer.poll(0)
-    left = producer.flush(_FLUSH_S)
-    if failed or left:
-        raise CannotAudit(f"{acknowledged} of {len(ids)} rows were published, then: {failed[:1] or 'no answer'}")
-    return acknowledged
+def _publish(connection: Connection[TupleRow], sender: Sender, ids: Sequence[UUID]) -> None:
+    with connection.transaction(), connection.cursor(name="refilled") as cursor:
+        cursor.itersize = _PAYLOADS_AT_ONCE
+        cursor.execute(
+            "SELECT id, aggregateid, type, payload, topic, source, traceparent, content_type, specversion, "
+            "(extract(epoch FROM created_at) * 1000000)::bigint FROM fluxora.outbox WHERE id = ANY(%s) "
+            "ORDER BY created_at, id",
+            (ids,),
+        )
+        for id, key, type, payload, topic, source, traceparent, content_type, specversion, micros in cursor:
+            headers = event_headers(id, type, source, traceparent, content_type, specversion, micros)
+            sender.send(topic, payload, key, headers)
 
 
 def event_headers(
@@ -350,6 +316,10 @@ def event_headers(
         ("traceparent", None if traceparent is None else traceparent.encode()),
         ("content-type", content_type.encode()),
     ]
+
+
+def _missing(row: Row) -> Missing:
+    return Missing(str(row.id), row.topic, row.key, row.type, _time(row.created_at))
 
 
 def _time(at: datetime) -> str:

@@ -30,10 +30,15 @@ def audit(
     ] = None,
     database: Annotated[str | None, typer.Option("--database", help="Only this database.")] = None,
     refill: Annotated[bool, typer.Option("--refill", help="Publish missing rows again, with their ids.")] = False,
+    limit: Annotated[
+        int, typer.Option(min=1, help="Of the missing rows of a database, name at most so many; all are counted.")
+    ] = 10_000,
     wait: Annotated[float, typer.Option(min=0, help="Seconds that rows under way may take to arrive.")] = 60,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
     """Compare the ids in every outbox with the ids in the topics; look at slots, publications and connectors.
+
+    Rows are held in a temporary file, about 150 bytes each, in the folder that TMPDIR names.
 
     Exit code 3 when a row is missing, or when something needs a person. Reads CONNECT_URL and
     KAFKA_BOOTSTRAP_SERVERS; the databases are those of the connectors.
@@ -59,10 +64,10 @@ def audit(
             since=None if since is None else datetime.fromtimestamp(point_in_time(since, time.time()), UTC),
             wait_s=wait,
             only=database,
+            limit=limit,
+            refill=refill,
             progress=progress,
         )
-        if refill:
-            audits.refill(connect, settings.kafka_bootstrap_servers, found)
     if as_json:
         typer.echo(json.dumps(audits.as_json(found)))
     else:
@@ -76,9 +81,9 @@ def _show(one: DatabaseAudit) -> None:
     behind = "" if one.lag_bytes is None else f", Debezium is {one.lag_bytes} bytes of log behind"
     held = "" if one.retained_bytes is None else f" and holds {one.retained_bytes} bytes back"
     _out.print(f"[bold]{escape(one.database)}[/]: {one.rows} rows{behind}{held}", highlight=False, soft_wrap=True)
-    if one.missing:
+    if one.missing_rows:
         _out.print(
-            f"  [red]{len(one.missing)} rows are in no topic[/]; no gap up to {one.no_gap_up_to}", highlight=False
+            f"  [red]{one.missing_rows} rows are in no topic[/]; no gap up to {one.no_gap_up_to}", highlight=False
         )
         for row in one.missing[:_SHOWN]:
             _out.print(
@@ -86,8 +91,8 @@ def _show(one: DatabaseAudit) -> None:
                 highlight=False,
                 soft_wrap=True,
             )
-        if len(one.missing) > _SHOWN:
-            _out.print(f"    ... and {len(one.missing) - _SHOWN} more (--json has all)")
+        if one.missing_rows > _SHOWN:
+            _out.print(f"    ... and {one.missing_rows - _SHOWN} more (--json has --limit of them)")
         _out.print(
             f"  {one.refilled} of them published again"
             if one.refilled

@@ -5,14 +5,16 @@ with it. A letter that is sent back is the record without those headers, with ``
 Whoever has handled the record meanwhile drops it by its id, as any second copy.
 """
 
-from collections.abc import Iterator, Sequence
+import heapq
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import Message
 from confluent_kafka.admin import AdminClient
 from uuid_utils.compat import uuid7
 
+from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import Range, TopicReader, as_bytes, headers_of
 from outbox_relay.messages.names import DEAD_LETTERS as MESSAGES
 from schemas import FluxoraError
@@ -20,7 +22,6 @@ from schemas import FluxoraError
 SUFFIX = ".dlq"
 REDRIVE_ID = "redrive-id"
 _ERRORS = "__connect.errors."
-_FLUSH_S = 30.0
 
 
 class CannotRedrive(FluxoraError):
@@ -68,24 +69,40 @@ def topics(bootstrap_servers: str) -> list[DeadLetters]:
     return found
 
 
-def letters(bootstrap_servers: str, topic: str, offsets: Sequence[Range] = ()) -> Iterator[tuple[Letter, Message]]:
-    """Yield the letters of ``topic``, or those at ``offsets``.
+def held(bootstrap_servers: str, topic: str, offsets: Sequence[Range] = ()) -> list[Range]:
+    """What ``topic`` holds now, or ``offsets`` if it holds all of them.
 
     Raises:
         TopicUnavailable: there is no such topic, or the brokers do not answer.
         CannotRedrive: the topic does not hold all of ``offsets``.
     """
     with TopicReader(bootstrap_servers, topic) as reader:
-        held = {one.partition: one for one in reader.ranges()}
-        for asked in offsets:
-            one = held.get(asked.partition)
-            if one is None or asked.start < one.start or asked.end > one.end:
-                raise CannotRedrive(
-                    f"{topic}[{asked.partition}] does not hold all of {asked.start} to {asked.end - 1}; it holds "
-                    + ("nothing" if one is None else f"{one.start} to {one.end - 1}")
-                )
-        for message in reader.read(list(offsets) or list(held.values())):
+        there = {one.partition: one for one in reader.ranges()}
+    for asked in offsets:
+        one = there.get(asked.partition)
+        if one is None or asked.start < one.start or asked.end > one.end:
+            raise CannotRedrive(
+                f"{topic}[{asked.partition}] does not hold all of {asked.start} to {asked.end - 1}; it holds "
+                + ("nothing" if one is None else f"{one.start} to {one.end - 1}")
+            )
+    return list(offsets) or list(there.values())
+
+
+def letters(bootstrap_servers: str, topic: str, ranges: Sequence[Range]) -> Iterator[tuple[Letter, Message]]:
+    """Yield the letters of ``ranges``, none of which is kept. Raises TopicUnavailable."""
+    with TopicReader(bootstrap_servers, topic) as reader:
+        for message in reader.read(ranges):
             yield _letter(message), message
+
+
+def newest(found: Iterable[tuple[Letter, Message]], limit: int) -> list[Letter]:
+    """At most ``limit`` letters, the newest last; of the others nothing is kept."""
+    last = heapq.nlargest(limit, (letter for letter, _ in found), key=_age)
+    return sorted(last, key=_age)
+
+
+def _age(letter: Letter) -> tuple[int, int, int]:
+    return letter.at, letter.partition, letter.offset
 
 
 def _letter(message: Message) -> Letter:
@@ -114,13 +131,13 @@ def _number(text: str | None) -> int | None:
     return int(text) if text is not None and text.isdigit() else None
 
 
-def redrive(bootstrap_servers: str, found: Sequence[tuple[Letter, Message]]) -> str:
-    """Send the records of the letters back to their topics, in order; returns the redrive's id.
+def check(found: Iterable[tuple[Letter, Message]]) -> int:
+    """Return how many letters there are.
 
     Raises:
-        CannotRedrive: a letter does not say where it came from, or is a message's (nothing was sent), or a broker
-            refuses.
+        CannotRedrive: a letter does not say where it came from, or is a message's.
     """
+    count = 0
     for letter, message in found:
         if message.topic() == MESSAGES:
             # They never were in a topic: their services take them over HTTP, and the Outbox Service has their state.
@@ -133,44 +150,35 @@ def redrive(bootstrap_servers: str, found: Sequence[tuple[Letter, Message]]) -> 
                 f"the letter at {letter.partition}:{letter.offset} does not say where it came from "
                 f"({_ERRORS}topic); nothing was sent"
             )
-    producer = Producer(
-        {
-            "bootstrap.servers": bootstrap_servers,
-            "acks": "all",
-            "enable.idempotence": True,
-            # As everybody's here: a key has one partition whoever writes it.
-            "partitioner": "murmur2_random",
-            "message.max.bytes": 2 * 1024 * 1024,
-        }
-    )
-    failed: list[str] = []
+        count += 1
+    return count
 
-    def delivered(error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            failed.append(f"{message.topic()}: {error.str()}")
 
+def redrive(bootstrap_servers: str, found: Iterable[tuple[Letter, Message]]) -> tuple[str, int]:
+    """Send the records of letters that were checked back to their topics, in order.
+
+    Returns the redrive's id, and how many were sent.
+
+    Raises:
+        CannotRedrive: a broker refuses one, or does not answer.
+    """
+    sender = Sender(bootstrap_servers)
     id = str(uuid7())
-    for letter, message in found:
-        headers: list[tuple[str, str | bytes | None]] = [
-            (name, value) for name, value in headers_of(message) if not name.startswith(_ERRORS)
-        ]
-        assert letter.from_topic is not None
-        while True:
-            try:
-                producer.produce(
-                    letter.from_topic,
-                    as_bytes(message.value()),
-                    as_bytes(message.key()),
-                    headers=[*headers, (REDRIVE_ID, id.encode())],
-                    on_delivery=delivered,
-                )
-                break
-            except BufferError:  # full until the brokers have acknowledged, or refused, some
-                producer.poll(0.1)
-        producer.poll(0)
-    left = producer.flush(_FLUSH_S)
-    if failed or left:
+    try:
+        for letter, message in found:
+            headers: list[tuple[str, str | bytes | None]] = [
+                (name, value) for name, value in headers_of(message) if not name.startswith(_ERRORS)
+            ]
+            assert letter.from_topic is not None
+            sender.send(
+                letter.from_topic,
+                as_bytes(message.value()),
+                as_bytes(message.key()),
+                [*headers, (REDRIVE_ID, id.encode())],
+            )
+        sender.finish()
+    except NotSent as error:
         raise CannotRedrive(
-            f"not every letter was sent: {failed[0] if failed else 'no answer'}. Send them again: ids stay the same"
-        )
-    return id
+            f"not every letter was sent ({sender.acknowledged} were): {error}. Send them again: ids stay the same"
+        ) from error
+    return id, sender.acknowledged

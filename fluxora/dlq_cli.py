@@ -52,8 +52,8 @@ def show(
 ) -> None:
     """Show letters: where each came from, and what was wrong with it. Reads KAFKA_BOOTSTRAP_SERVERS."""
     with trying():
-        found = [letter for letter, _ in dead_letters.letters(_kafka(), topic, parse_offsets(offsets or []))]
-    found = sorted(found, key=lambda letter: letter.at)[-limit:]
+        ranges = dead_letters.held(_kafka(), topic, parse_offsets(offsets or []))
+        found = dead_letters.newest(dead_letters.letters(_kafka(), topic, ranges), limit)
     if as_json:
         typer.echo(json.dumps([letter.as_json() for letter in found]))
         return
@@ -82,14 +82,18 @@ def redrive(
     Reads KAFKA_BOOTSTRAP_SERVERS.
     """
     with trying():
-        found = list(dead_letters.letters(_kafka(), topic, parse_offsets(offsets or [])))
-        id = dead_letters.redrive(_kafka(), found) if send and found else None
+        # Read twice rather than kept: all are checked before the first is sent.
+        ranges = dead_letters.held(_kafka(), topic, parse_offsets(offsets or []))
+        count = dead_letters.check(dead_letters.letters(_kafka(), topic, ranges))
+        id, sent = None, 0
+        if send and count:
+            id, sent = dead_letters.redrive(_kafka(), dead_letters.letters(_kafka(), topic, ranges))
     if as_json:
-        typer.echo(json.dumps({"letters": len(found), "sent": 0 if id is None else len(found), "redrive_id": id}))
+        typer.echo(json.dumps({"letters": count, "sent": sent, "redrive_id": id}))
     elif id is None:
-        _out.print(f"{len(found)} letters match; nothing was sent" + (" (--send sends them)." if found else "."))
+        _out.print(f"{count} letters match; nothing was sent" + (" (--send sends them)." if count else "."))
     else:
-        _out.print(f"[green]{len(found)} records sent back[/], redrive-id {id}", highlight=False)
+        _out.print(f"[green]{sent} records sent back[/], redrive-id {id}", highlight=False)
 
 
 def _kafka() -> str:

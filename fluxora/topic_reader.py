@@ -15,6 +15,9 @@ from schemas import FluxoraError
 #: Seconds without a record from a partition that has more.
 SILENCE_S = 30.0
 _TIMEOUT_S = 10.0
+#: Of a record there may be a megabyte and more, and what is read is in memory twice: the consumer's queue, our batch.
+_QUEUE_KBYTES = 16 * 1024
+_BATCH = 100
 
 #: Records read, records to read.
 Progress = Callable[[int, int], None]
@@ -51,6 +54,7 @@ class TopicReader:
                 "enable.auto.commit": False,
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
+                "queued.max.messages.kbytes": _QUEUE_KBYTES,
             }
         )
 
@@ -112,7 +116,7 @@ class TopicReader:
         self._consumer.assign([TopicPartition(self._topic, one.partition, one.start) for one in ranges])
         try:
             while ends:
-                messages = self._consumer.consume(5_000, timeout=0.5)
+                messages = self._consumer.consume(_BATCH, timeout=0.5)
                 if messages:
                     heard = time.monotonic()
                 elif time.monotonic() - heard > SILENCE_S:

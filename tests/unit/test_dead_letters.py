@@ -5,8 +5,8 @@ from typing import cast
 import pytest
 from confluent_kafka import Message
 
-from fluxora import dead_letters
-from fluxora.dead_letters import CannotRedrive, Letter, redrive
+from fluxora import sending
+from fluxora.dead_letters import CannotRedrive, Letter, check, redrive
 
 
 class Record:
@@ -54,7 +54,7 @@ def test_a_full_queue_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
         made.append(FullProducer(settings))
         return made[-1]
 
-    monkeypatch.setattr(dead_letters, "Producer", make)
+    monkeypatch.setattr(sending, "Producer", make)
     redrive("127.0.0.1:9", [letter("billing.commands.dlq", "billing.commands")] * 3)
     assert made[0].sent == 3
 
@@ -65,9 +65,9 @@ def letter(topic: str, from_topic: str | None) -> tuple[Letter, Message]:
 
 def test_messages_are_sent_again_by_the_outbox_service_not_into_a_topic() -> None:
     with pytest.raises(CannotRedrive, match="fluxora message redeliver"):
-        redrive("127.0.0.1:9", [letter("fluxora.messages.dlq", "billing.messages")])
+        check([letter("fluxora.messages.dlq", "billing.messages")])
 
 
 def test_a_letter_without_an_origin_cannot_be_sent_back() -> None:
     with pytest.raises(CannotRedrive, match="0:7 does not say where it came from"):
-        redrive("127.0.0.1:9", [letter("billing.commands.dlq", None)])
+        check([letter("billing.commands.dlq", None)])
