@@ -102,6 +102,10 @@ class Messages:
                 f"is at most {limit} bytes as JSON",
             )
         verdict = self._rules.decide(wanted.destination_service, wanted.type)
+        if verdict.action != "reject" and self._upkeep.pending(verdict.to) >= self._settings.max_pending:
+            raise Unavailable(
+                f"{verdict.to} has {self._settings.max_pending} messages that wait already.", 30, "too-many-pending"
+            )
         message = Posted(
             id=wanted.message_id or uuid7(),
             destination=wanted.destination_service,
@@ -129,23 +133,14 @@ class Messages:
         return answer({"message_id": answered.message_id, "status": answered.status}, 201, headers)
 
     async def _accept(self, message: Posted, verdict: Verdict, once: str | None, digested: bytes | None) -> Answered:
-        """Write the message, unless it is refused now; what was accepted before stays accepted."""
-        refusal = self._refusal(verdict)
-        if refusal is None:
-            with self._admission.creating():
+        """Write the message, unless a rule refuses it now; what was accepted before the rule came stays accepted."""
+        with self._admission.creating():
+            if verdict.action != "reject":
                 return await self._acceptance.create(message, once, digested)
-        earlier = await self._acceptance.answered(message, once, digested)
+            earlier = await self._acceptance.answered(message, once, digested)
         if earlier is None:
-            raise refusal
+            raise Malformed([("destination_service", f"is refused by {verdict.reason}")], slug="refused-by-rule")
         return earlier
-
-    def _refusal(self, verdict: Verdict) -> Problem | None:
-        if verdict.action == "reject":
-            return Malformed([("destination_service", f"is refused by {verdict.reason}")], slug="refused-by-rule")
-        limit = self._settings.max_pending
-        if self._upkeep.pending(verdict.to) >= limit:
-            return Unavailable(f"{verdict.to} has {limit} messages that wait already.", 30, "too-many-pending")
-        return None
 
     async def show(self, message_id: UUID) -> Response:
         """One message, as it stands now."""
