@@ -4,9 +4,10 @@ A saga's processor notifies when the saga has ended. A two-phase commit's does s
 the state is looked up.
 """
 
+import asyncio
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from types import TracebackType
 from typing import Self
 
@@ -32,7 +33,8 @@ class Ends:
         self._changed = threading.Condition()
         #: Seconds since 1970, this machine's clock.
         self._at: dict[str, float] = {}
-        self._waiting: dict[str, threading.Event] = {}
+        #: Who waits for one of them, and how they are woken.
+        self._waiting: dict[str, Callable[[], object]] = {}
         self._stopping = False
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._listen, name="ends", daemon=True)
@@ -79,10 +81,27 @@ class Ends:
         with self._changed:
             if id in self._at:
                 return self._at[id]
-            ended = self._waiting.setdefault(id, threading.Event())
+            ended = threading.Event()
+            self._waiting[id] = ended.set
         if not ended.wait(limit_s):
-            raise NotEnded(f"transaction {id} has not ended within {limit_s:.0f} s")
+            raise self._too_late(id, limit_s)
         return self._at[id]
+
+    @staticmethod
+    def _too_late(id: str, limit_s: float) -> NotEnded:
+        return NotEnded(f"transaction {id} has not ended within {limit_s:.0f} s")
+
+    async def heard(self, id: str, limit_s: float) -> None:
+        """As ``wait_for_one``, for many tasks of one event loop."""
+        loop, ended = asyncio.get_running_loop(), asyncio.Event()
+        with self._changed:
+            if id in self._at:
+                return
+            self._waiting[id] = lambda: loop.call_soon_threadsafe(ended.set)
+        try:
+            await asyncio.wait_for(ended.wait(), limit_s)
+        except TimeoutError:
+            raise self._too_late(id, limit_s) from None
 
     def _listen(self) -> None:
         try:
@@ -103,6 +122,6 @@ class Ends:
         with self._changed:
             for id in ids:
                 self._at.setdefault(id, now)
-                if (ended := self._waiting.pop(id, None)) is not None:
-                    ended.set()
+                if (wake := self._waiting.pop(id, None)) is not None:
+                    wake()
             self._changed.notify_all()

@@ -1,5 +1,6 @@
 """The order saga, started in the ways that users start one. Each step is a local transaction with a row of its own."""
 
+import asyncio
 import os
 import threading
 import time
@@ -8,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import httpx
+import aiohttp
 from sqlalchemy import create_engine
 
 from bench.ends import Ends
@@ -63,12 +64,21 @@ class FromOutbox:
 
 
 class OverRest:
-    """One by one over REST; a closed loop of ``clients``, each of which waits for the answer, which says: durable."""
+    """One by one over REST; a closed loop of ``clients``, each of which waits for the answer, which says: durable.
+
+    All of them in one event loop: what the clients cost, the machine under measurement lacks.
+    """
 
     def __init__(self, endpoints: dict[str, str], *, clients: int = 32) -> None:
         self._clients = clients
-        limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-        self._http = httpx.Client(base_url=endpoints["COORDINATOR_URL"], limits=limits, timeout=30)
+        self._loop = asyncio.new_event_loop()
+        self._http = self._loop.run_until_complete(self._connect(endpoints["COORDINATOR_URL"]))
+
+    async def _connect(self, url: str) -> aiohttp.ClientSession:
+        limits = aiohttp.TCPConnector(limit=self._clients)
+        return aiohttp.ClientSession(
+            url, connector=limits, timeout=aiohttp.ClientTimeout(total=30), raise_for_status=True
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -76,19 +86,36 @@ class OverRest:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._http.close()
+        self._loop.run_until_complete(self._http.close())
+        self._loop.close()
 
     def start(self, sagas: int, fail_every: int) -> list[str]:
-        return at_once(self._clients, lambda i: self.one(refused(i, fail_every)), range(sagas))
+        return self._loop.run_until_complete(self._start(sagas, fail_every))
 
-    def one(self, refuse: bool = False) -> str:
+    async def _start(self, sagas: int, fail_every: int) -> list[str]:
+        numbers, ids = iter(range(sagas)), list[str]()
+
+        async def client() -> None:
+            for i in numbers:
+                ids.append(await self.post(refused(i, fail_every)))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(self._clients):
+                group.create_task(client())
+        return ids
+
+    async def post(self, refuse: bool) -> str:
         """Start one; returns its id."""
         steps = [
             {"name": s.name, "service_name": s.service_name, "command": "do", "payload": s.payload}
             for s in _steps(refuse)
         ]
-        answer = self._http.post("/sagas", json={"name": "order", "steps": steps}).raise_for_status()
-        return str(answer.json()["saga_id"])
+        async with self._http.post("/sagas", json={"name": "order", "steps": steps}) as answer:
+            return str((await answer.json())["saga_id"])
+
+    def one(self, refuse: bool = False) -> str:
+        """As ``post``, from outside of the loop."""
+        return self._loop.run_until_complete(self.post(refuse))
 
 
 class OverRestToEnd(OverRest):
@@ -99,9 +126,9 @@ class OverRestToEnd(OverRest):
         self._ends = ends
         self._limit_s = limit_s
 
-    def one(self, refuse: bool = False) -> str:
-        id = super().one(refuse)
-        self._ends.wait_for_one(id, self._limit_s)
+    async def post(self, refuse: bool) -> str:
+        id = await super().post(refuse)
+        await self._ends.heard(id, self._limit_s)
         return id
 
 

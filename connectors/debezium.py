@@ -5,9 +5,10 @@ Checked against Debezium 3.7.0.Final (the definitions in its jars) and on the re
 """
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
-from sqlalchemy import make_url
+from sqlalchemy import URL, make_url
 
 from participant.tables import PUBLICATION
 
@@ -112,3 +113,27 @@ def configuration(
     if url.password is not None:
         config["database.password"] = str(url.password)
     return config
+
+
+def database_url(config: Mapping[str, str]) -> str:
+    """Return the URL of a connector's database, as ``configuration`` was given it.
+
+    Raises:
+        ValueError: the configuration names no host or no database, or its port is no number.
+    """
+    host, database = config.get("database.hostname"), config.get("database.dbname")
+    if not host or not database:
+        raise ValueError("the connector's configuration names no database.hostname or no database.dbname")
+    return URL.create(
+        "postgresql",
+        username=config.get("database.user"),
+        password=config.get("database.password"),
+        host=host,
+        port=int(config.get("database.port", 5432)),
+        database=database,
+    ).render_as_string(hide_password=False)
+
+
+def slot_name(connector: str, config: Mapping[str, str]) -> str:
+    """Return the name of a connector's slot; ours bear the connector's name."""
+    return config.get("slot.name", connector)

@@ -17,11 +17,10 @@ import structlog
 from prometheus_client import Counter, Gauge
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from sqlalchemy import URL
 from sqlalchemy.exc import SQLAlchemyError
 
 from connectors.connect import Connect, Connector, ConnectRefused, ConnectUnavailable
-from connectors.debezium import PREFIX
+from connectors.debezium import PREFIX, database_url, slot_name
 from connectors.slots import SlotState, engine_for, slot_state
 
 log = structlog.get_logger(__name__)
@@ -141,8 +140,8 @@ class Watcher:
         """Where the databases are, by connector. May be called from another thread."""
         found = {}
         for name, config in list(self._seen.items()):
-            with suppress(KeyError, ValueError):
-                found[config.get("slot.name", name)] = _database_url(config)
+            with suppress(ValueError):
+                found[slot_name(name, config)] = database_url(config)
         return found
 
     def live(self) -> list[str]:
@@ -186,11 +185,11 @@ class Watcher:
             RESTORED.labels(name).inc()
 
     def _look_at_slot(self, name: str, config: dict[str, str], troubles: dict[str, str]) -> None:
-        slot = config.get("slot.name", name)
+        slot = slot_name(name, config)
         try:
-            with engine_for(_database_url(config)).connect() as connection:
+            with engine_for(database_url(config)).connect() as connection:
                 state = slot_state(connection, slot)
-        except (SQLAlchemyError, KeyError, ValueError) as error:
+        except (SQLAlchemyError, ValueError) as error:
             troubles[f"{name} database"] = (str(error).splitlines() or [repr(error)])[0]
             return
         LOST.labels(slot).set(1 if state is None or state.lost else 0)
@@ -217,14 +216,3 @@ def _report(state: SlotState) -> None:
     ACTIVE.labels(state.name).set(1 if state.active else 0)
     if state.safe_wal_bytes is not None:
         SAFE.labels(state.name).set(state.safe_wal_bytes)
-
-
-def _database_url(config: dict[str, str]) -> str:
-    return URL.create(
-        "postgresql",
-        username=config.get("database.user"),
-        password=config.get("database.password"),
-        host=config["database.hostname"],
-        port=int(config["database.port"]),
-        database=config["database.dbname"],
-    ).render_as_string(hide_password=False)

@@ -20,7 +20,7 @@ from psycopg.rows import TupleRow
 
 from connectors import Connect, configuration
 from connectors.connect import Connector
-from connectors.debezium import PREFIX
+from connectors.debezium import PREFIX, database_url
 from fluxora.awaited import AwaitedRows, Row
 from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import Progress, TopicReader, TopicUnavailable, headers_of
@@ -119,7 +119,7 @@ def audit(
         if only is not None and connector.config.get("database.dbname") != only:
             continue
         try:
-            with psycopg.connect(conninfo(connector.config), autocommit=True, connect_timeout=5) as connection:
+            with psycopg.connect(database_url(connector.config), autocommit=True, connect_timeout=5) as connection:
                 with AwaitedRows() as rows:
                     one = _compare(connector, connection, bootstrap_servers, rows, since, wait_s, progress)
                     one.missing = [_missing(row) for row in rows.ordered(limit)] if one.missing_rows else []
@@ -128,7 +128,7 @@ def audit(
                 _look_at_slot(connector, connection, one)
                 _look_at_drift(connector, connection, one)
                 found.append(one)
-        except psycopg.Error as error:
+        except (psycopg.Error, ValueError) as error:
             raise CannotAudit(f"the database of connector {connector.name}: {error}") from error
     if not found:
         raise CannotAudit(
@@ -137,13 +137,6 @@ def audit(
             + "; `fluxora init` and `fluxora service add` make them"
         )
     return found
-
-
-def conninfo(config: dict[str, str]) -> str:
-    wanted = {"host": "hostname", "port": "port", "user": "user", "password": "password", "dbname": "dbname"}
-    return psycopg.conninfo.make_conninfo(
-        **{name: config[f"database.{key}"] for name, key in wanted.items() if f"database.{key}" in config}
-    )
 
 
 def _compare(

@@ -10,9 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 
 from connectors import Connect
-from connectors.debezium import PREFIX
+from connectors.debezium import PREFIX, database_url, slot_name
 from connectors.pruning import Databases
-from fluxora.audit import conninfo
 from fluxora.settings import CliSettings
 from fluxora.trouble import fail, trying
 from participant.retention import RetentionSettings
@@ -41,11 +40,14 @@ def prune(
     except ValidationError as error:
         fail("; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors()))
     with trying(), Connect(settings.connect_url, patience_s=30) as connect:
-        databases = {
-            connector.config.get("slot.name", connector.name): conninfo(connector.config)
-            for connector in connect.connectors(PREFIX).values()
-            if database in (None, connector.config.get("database.dbname"))
-        }
+        try:
+            databases = {
+                slot_name(connector.name, connector.config): database_url(connector.config)
+                for connector in connect.connectors(PREFIX).values()
+                if database in (None, connector.config.get("database.dbname"))
+            }
+        except ValueError as error:
+            fail(str(error))
         if database is not None and not databases:
             fail(f"no connector of ours has a database {database!r}")
         told = Databases(retention, settings.database_url).round(
