@@ -11,7 +11,7 @@ import structlog
 from coordinator.views import UNREADABLE, json_text, time, time_of_ms
 from saga_processors.transaction import TERMINAL, Participant, TransactionState
 from saga_processors.transaction_codec import definition_from_record, transaction_from_json
-from saga_processors.transaction_definition import Policy
+from saga_processors.transaction_definition import DEFAULT_POLICY
 
 log = structlog.get_logger()
 
@@ -58,7 +58,7 @@ def view(row: TransactionRow) -> dict[str, Any]:
         except Exception as error:
             log.warning("unreadable", transaction=str(row.id), error=repr(error))
     if machine is None:
-        definition = definition_from_record(row.definition, Policy())
+        definition = definition_from_record(row.definition, DEFAULT_POLICY)
         participants = tuple(Participant(participant) for participant in definition.participants)
         # By the log's clock it will be a moment later.
         timeout_at: str | None = time(row.created_at + timedelta(milliseconds=definition.timeout_ms))
