@@ -272,6 +272,38 @@ def test_a_registry_that_is_down_is_a_503_for_those_that_only_it_could_know(
         assert twice["errors"][0]["field"] == "participants[1].service_name"
 
 
+def test_a_participant_that_was_added_is_answered_alike_when_it_can_be_found_no_more(
+    coordinator_database: str, machine: SmallProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, key, late, early = {"service_name": "mapped"}, str(uuid4()), str(uuid4()), {"Prefer": "respond-async"}
+    monkeypatch.setenv("FLUXORA_ALLOWED_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("FLUXORA_SERVICE_MAP", '{"mapped": "http://127.0.0.1:7777"}')
+    with running(coordinator_database) as process:
+        eventually(lambda: process.client.get("/ready").status_code == 200)
+        id, other = begin(process), begin(process)
+        first = add(process, id, wanted, Idempotency_Key=key)
+        assert first.status_code == 201 and first.json()["transport"] == "HTTP"
+        ask(process, other, "prepare")
+        refused = add(process, other, wanted, Idempotency_Key=late)
+        assert problem(refused, 409)["state"] == "PREPARED"
+    monkeypatch.setenv("FLUXORA_SERVICE_MAP", "{}")
+    monkeypatch.setenv("SERVICE_REGISTRY_URL", "http://127.0.0.1:9")
+    with running(coordinator_database) as process:
+        eventually(lambda: process.client.get("/ready").status_code == 200)
+        again = add(process, id, wanted, Idempotency_Key=key)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert again.headers["location"] == first.headers["location"]
+        assert add(process, id, wanted, Idempotency_Key=key, **early).status_code == 202
+        told = problem(add(process, other, wanted, Idempotency_Key=late), 409)
+        assert (told["state"], told["detail"]) == ("PREPARED", refused.json()["detail"])
+        other_body = problem(add(process, id, wanted | {"payload": {"n": 1}}, Idempotency_Key=key), 422)
+        assert other_body["errors"][0]["field"] == "Idempotency-Key"
+        for unknown in ({}, {"Idempotency_Key": str(uuid4())}):
+            assert problem(add(process, id, wanted, **unknown), 503)
+    ((count,),) = process.sql("SELECT count(*) FROM fluxora.outbox WHERE aggregateid = %s", id)
+    assert count == 2, "the beginning and one participant"
+
+
 # ── Not waiting, and keys ─────────────────────────────────────────────────────────────────────────────────────
 
 
