@@ -594,3 +594,32 @@ def test_the_openapi_document_is_whole(coordinator: Coordinator, machine: SmallP
         participant["service_name"] = name
     example["participants"].pop()
     assert post(coordinator, "/transactions", example).status_code == 201
+
+
+def test_what_is_stored_of_a_transaction_and_cannot_be_read_is_shown_and_hides_no_other(
+    coordinator: Coordinator, machine: SmallProcessor
+) -> None:
+    id = begin(coordinator, participants=[SERVICE])
+    ask(coordinator, id, "prepare")
+    saga_id = coordinator.post().json()["saga_id"]
+    for broken in ("[]", '{"steps": [{}], "participants": [{}]}', "null"):
+        coordinator.sql(
+            "UPDATE transactions SET definition = %s::json WHERE id = ANY(%s::uuid[]) RETURNING 1",
+            broken,
+            [id, saga_id],
+        )
+        document = shown(coordinator, id)
+        assert (document["state"], document["participants"]) == ("PREPARED", [])
+        assert "definition cannot be read" in document["reason"]
+        saga = coordinator.client.get(f"/sagas/{saga_id}")
+        assert (saga.status_code, saga.json()["state"], saga.json()["steps"]) == (200, "STARTED", [])
+        assert "definition cannot be read" in saga.json()["reason"]
+        for path in (f"/transactions/{id}", f"/sagas/{saga_id}"):
+            assert coordinator.client.get(f"{path}/history").status_code == 200
+            assert coordinator.client.get(f"{path}?wait=1ms").status_code == 200
+        for path, of_one in (("/transactions", "transaction_id"), ("/sagas", "saga_id")):
+            page = coordinator.client.get(path)
+            assert page.status_code == 200
+            assert {id, saga_id} & {one[of_one] for one in page.json()[path[1:]]}
+    entries = coordinator.client.get(f"/transactions/{id}/history").json()["entries"]
+    assert entries[1]["effects"][1]["participant"] == 0, "its number, because its name is gone"
