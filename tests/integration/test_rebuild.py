@@ -14,6 +14,7 @@ from saga_processors.settings import ProcessorSettings
 from tests import command_line
 from tests.command_line import fluxora
 from tests.platform import Platform, steps
+from tests.services.vaults import ACCOUNTS
 from tests.transfers import ALL_VAULTS, Transfer, Transfers
 
 
@@ -33,7 +34,7 @@ def test_the_live_rows_are_what_the_log_says(platform: Platform, sagas: dict[str
 
 def test_two_phase_commits_are_folded_alike_whatever_settings_the_rebuild_has(platform: Platform) -> None:
     transfers = Transfers(platform)
-    made = [Transfer(ALL_VAULTS, f"account-{i}", 30, withdrawn=i == 1) for i in range(2)]
+    made = [Transfer(ALL_VAULTS, ACCOUNTS[i], 30, withdrawn=i == 1) for i in range(2)]
     transfers.each(transfers.run, made)
     assert sorted(transfers.all_ended(made).values()) == ["ABORTED", "COMMITTED"]
     other = {
