@@ -111,7 +111,10 @@ def _input(told: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _effect(effect: Mapping[str, Any], members: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """With a member's name in the place of its number; the number stays, where what it numbers cannot be read."""
     return {
-        name: members[name][value] if name in members and isinstance(value, int) else value
+        name: members[name][value]
+        if name in members and isinstance(value, int) and value < len(members[name])
+        else value
         for name, value in effect.items()
     }

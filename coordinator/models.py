@@ -264,7 +264,7 @@ class SagaView(BaseModel):
     current_step_index: int = Field(
         description="The step it is at, always an index of `steps`. Forward: the first that is running "
         "or to be run; backward: the last that is being undone or to be undone; COMPLETED: the last; "
-        "FAILED: the one that failed."
+        "FAILED: the one that failed. 0 if its steps cannot be read (then `reason` says so)."
     )
     needs_attention: bool = Field(description="It cannot end without help, or has tried for very long.")
     parked: bool = Field(description="An input made the machine itself fail; an operator must look.")

@@ -48,7 +48,8 @@ _WRITE = """
 
 # The log can hold a request twice (Debezium delivers at least once): the first one is the one that counted.
 _ANSWERS = """
-    SELECT DISTINCT ON (input ->> 'request_id') (input ->> 'request_id')::uuid AS request_id, outcome, reason, state
+    SELECT DISTINCT ON (input ->> 'request_id') (input ->> 'request_id')::uuid AS request_id, outcome, reason, state,
+        input #>> '{participant,transport}' AS transport
     FROM public.journal
     WHERE input ->> 'request_id' = ANY(%s) AND input_type = 'fluxora.RequestMade'
       AND (outcome = ANY(%s) OR outcome = 'PARKED' AND input ->> 'request' = 'UNPARK')
@@ -82,6 +83,8 @@ class Answer:
     reason: str | None
     #: The transaction's state after it; ``None``: the machine knows no such transaction.
     state: str | None
+    #: How a participant that was to be added is called.
+    transport: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +146,20 @@ class RequestStore:
         ids = await self._database.run(work, again=False)
         return [Written(known=True) if asked.request_id in ids else None for asked in batch]
 
+    async def holder(self, key: str, kind: str, transaction_id: UUID) -> bytes | None:
+        """The digest of the request that holds an Idempotency-Key, if the transaction is still there."""
+
+        async def work(connection: Connection) -> bytes | None:
+            found = await connection.execute(
+                "SELECT request_digest FROM public.idempotency_keys WHERE key = %s "
+                "AND EXISTS (SELECT FROM public.transactions WHERE id = %s AND kind = %s)",
+                (key, transaction_id, kind),
+            )
+            row = await found.fetchone()
+            return None if row is None else row["request_digest"]
+
+        return await self._database.run(work)
+
     async def answers(self, request_ids: Sequence[UUID]) -> dict[UUID, Answer]:
         """The answers of those requests that the machine has decided, by their ids."""
 
@@ -154,6 +171,7 @@ class RequestStore:
                     Verdict.REJECTED if row["outcome"] == "PARKED" else Verdict(row["outcome"]),
                     row["reason"],
                     row["state"],
+                    row["transport"],
                 )
                 for row in await rows.fetchall()
             }

@@ -4,8 +4,8 @@ REST changes no state (DESIGN section 1), so two clients that ask for opposite t
 truth: the log puts one request before the other, and the machine answers each in that order.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, NamedTuple
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 from fastapi import Request
@@ -49,7 +49,7 @@ class Requests:
         plain: Any,
         *,
         step: str | None = None,
-        participant: Mapping[str, Any] | None = None,
+        participant: Callable[[], Awaitable[Mapping[str, Any]]] | None = None,
         who: str | None = None,
         why: str | None = None,
     ) -> Answer | None:
@@ -64,7 +64,8 @@ class Requests:
             kind: ``saga`` or ``transaction``; an id of the other kind is unknown.
             plain: its body as JSON.
             step: with RETRY and SKIP.
-            participant: with ADD_PARTICIPANT, a ``fluxora.Participant`` record.
+            participant: with ADD_PARTICIPANT, finds the ``fluxora.Participant`` record. It asks others, who may be
+                away or say something else by now: so not for a request that was made before.
 
         Returns:
             The answer, APPLIED or IGNORED. ``None``: the request is durable and not decided yet, because the
@@ -77,20 +78,28 @@ class Requests:
             DatabaseUnavailable: it may or may not have been written; with a key it can be sent again safely.
             RegistryUnavailable: nothing was written.
         """
-        asked = await self._asked(http, kind, transaction_id, what, plain, step, participant, who, why)
+        named = _named(http, plain)
+        if participant is not None and await self._made_before(named, kind, transaction_id):
+            return await self._decision(http, transaction_id, what, named.request_id, None)
+        found = None if participant is None else await participant()
+        asked = await self._asked(http, kind, transaction_id, what, named, step, found, who, why)
+        return await self._decision(http, transaction_id, what, asked.request_id, asked)
+
+    async def _decision(
+        self, http: Request, transaction_id: UUID, what: What, request_id: UUID, asked: Asked | None
+    ) -> Answer | None:
+        """Write ``asked``, unless it was written before, and wait for what the machine makes of it."""
         if responds_async(http):
-            _check(await self._write(asked), asked)
+            if asked is not None:
+                await self._write(asked)
             return None
         # Registered before it is written: the answer may come before the statement that wrote it has returned.
-        with self._waiting.register(transaction_id, self._store.answers, key=asked.request_id) as woken:
-            written = await self._write(asked)
-            _check(written, asked)
-            answer = None
-            if written.holder is not None:
-                answer = await self._look(asked)
+        with self._waiting.register(transaction_id, self._store.answers, key=request_id) as woken:
+            before = asked is None or await self._write(asked)
+            answer = await self._look(request_id) if before else None
             if answer is None:
                 answer = await self._waiting.until(woken, self._settings.request_wait_seconds, http.receive)
-        answer = answer or await self._look(asked)
+        answer = answer or await self._look(request_id)
         if answer is not None and answer.verdict is Verdict.REJECTED:
             state = answer.state or "unknown"
             raise Conflict(answer.reason or f"{what.value} is not possible: the state is {state}", state)
@@ -108,20 +117,29 @@ class Requests:
         why: str | None,
     ) -> bool:
         """Whether this very request, known by its Idempotency-Key, was decided before."""
-        return (
-            await self._look(await self._asked(http, kind, transaction_id, what, plain, None, None, who, why))
-            is not None
-        )
+        asked = await self._asked(http, kind, transaction_id, what, _named(http, plain), None, None, who, why)
+        return await self._look(asked.request_id) is not None
 
-    async def _write(self, asked: Asked) -> Written:
+    async def _made_before(self, named: "_Named", kind: str, transaction_id: UUID) -> bool:
+        """Whether this very request holds its key. Raises Malformed: another one does."""
+        if named.key is None:
+            return False
+        holder = await self._store.holder(named.key, kind, transaction_id)
+        if holder is not None and holder != named.digest:
+            raise reused("request")
+        return holder is not None
+
+    async def _write(self, asked: Asked) -> bool:
+        """Write it; returns whether it was written before. Raises Problem: no such transaction; the key is taken."""
         crash_at("coordinator.before_request")
         written = await self._gathering.write(asked)
         # A crash here: it will be done, and the client does not know. With a key it can ask again.
         crash_at("coordinator.after_request")
-        return written
+        _check(written, asked)
+        return written.holder is not None
 
-    async def _look(self, asked: Asked) -> Answer | None:
-        return (await self._store.answers([asked.request_id])).get(asked.request_id)
+    async def _look(self, request_id: UUID) -> Answer | None:
+        return (await self._store.answers([request_id])).get(request_id)
 
     async def _asked(
         self,
@@ -129,7 +147,7 @@ class Requests:
         kind: str,
         transaction_id: UUID,
         what: What,
-        plain: Any,
+        named: "_Named",
         step: str | None,
         participant: Mapping[str, Any] | None,
         who: str | None,
@@ -139,12 +157,9 @@ class Requests:
             # The answer is found by a field of the journal's JSON, which PostgreSQL cannot read past a NUL.
             if value is not None and "\0" in value:
                 raise Malformed([(field, "holds no NUL (U+0000)")])
-        key = idempotency_key(http.headers.getlist("idempotency-key"))
-        digested = None if key is None else digest(f"{http.method} {http.url.path}", plain)
-        request_id = uuid7() if digested is None else uuid5(_KEYED, f"{key}\n{digested.hex()}")
         record = {
             "transaction_id": str(transaction_id),
-            "request_id": str(request_id),
+            "request_id": str(named.request_id),
             "request": what.value,
             "step": step,
             "participant": participant,
@@ -158,9 +173,25 @@ class Requests:
         if len(payload) > self._settings.max_record_bytes:
             rule = f"is at most {self._settings.max_record_bytes} bytes once it is encoded"
             raise TooLarge(f"The request {rule}; it is {len(payload)}.", "body", rule)
-        return Asked(
-            request_id, transaction_id, kind, payload, traceparent(http.headers.get("traceparent")), key, digested
-        )
+        trace = traceparent(http.headers.get("traceparent"))
+        return Asked(named.request_id, transaction_id, kind, payload, trace, named.key, named.digest)
+
+
+class _Named(NamedTuple):
+    """By what a request is known."""
+
+    request_id: UUID
+    #: The client's Idempotency-Key and the digest of its request.
+    key: str | None
+    digest: bytes | None
+
+
+def _named(http: Request, plain: Any) -> _Named:
+    key = idempotency_key(http.headers.getlist("idempotency-key"))
+    if key is None:
+        return _Named(uuid7(), None, None)
+    digested = digest(f"{http.method} {http.url.path}", plain)
+    return _Named(uuid5(_KEYED, f"{key}\n{digested.hex()}"), key, digested)
 
 
 def not_found(kind: str, transaction_id: UUID) -> Problem:

@@ -27,7 +27,7 @@ from coordinator.services import KafkaUnavailable, Services
 from coordinator.settings import Settings
 from coordinator.store import SagaFilter, Store
 from coordinator.submission import Plan, Submission, Submissions, kafka_services
-from coordinator.views import SagaRow, time, view
+from coordinator.views import SagaRow, names, time, view
 from coordinator.waiting import Waiting
 from schemas import RegistryUnavailable
 from web import cursor
@@ -157,8 +157,7 @@ class Sagas:
         """
 
         async def members() -> dict[str, list[str]]:
-            row = await self._read(saga_id)
-            return {"step": [step["name"] for step in row.definition["steps"]]}
+            return {"step": names(await self._read(saga_id))}
 
         page = await self._histories.page(f"/sagas/{saga_id}/history", saga_id, query, members)
         return answer({"saga_id": saga_id} | page)

@@ -4,19 +4,19 @@ from pydantic import AliasChoices, Field
 from pydantic_settings import SettingsConfigDict
 
 from participant.outbox import PAYLOAD_LIMIT
-from saga_processors.transaction_definition import Policy
+from saga_processors.settings import PolicySettings
 from web.settings import RestSettings
 
 #: How our connections are named in PostgreSQL's own views.
 APPLICATION = "fluxora-coordinator"
-_POLICY = Policy()
 
 
-class Settings(RestSettings):
+class Settings(PolicySettings, RestSettings):
     """Settings of one coordinator process.
 
     In the environment: ``FLUXORA_COORDINATOR_<NAME>``, but for the addresses ``DATABASE_URL``,
-    ``KAFKA_BOOTSTRAP_SERVERS`` and ``SCHEMA_REGISTRY_URL``.
+    ``KAFKA_BOOTSTRAP_SERVERS`` and ``SCHEMA_REGISTRY_URL``, and for the policy of two-phase commits, whose names the
+    processors share.
     """
 
     model_config = SettingsConfigDict(env_prefix="FLUXORA_COORDINATOR_", populate_by_name=True, extra="ignore")
@@ -32,20 +32,6 @@ class Settings(RestSettings):
     max_steps: int = Field(default=100, ge=1, le=1000, description="Most steps of a saga.")
     max_payload_bytes: int = Field(
         default=256 << 10, ge=1, le=16 << 20, description="Largest payload of one step or participant, as compact JSON."
-    )
-    max_participants: int = Field(
-        default=_POLICY.max_participants,
-        ge=1,
-        le=10_000,
-        validation_alias=AliasChoices("FLUXORA_MAX_PARTICIPANTS", "max_participants"),
-        description="Participants of a two-phase commit; the processors read the same variable.",
-    )
-    max_participants_size: int = Field(
-        default=_POLICY.max_size,
-        ge=1_000,
-        le=16 << 20,
-        validation_alias=AliasChoices("FLUXORA_MAX_PARTICIPANTS_SIZE", "max_participants_size"),
-        description="Characters of all participants of one; the processors read the same variable.",
     )
     max_record_bytes: int = Field(
         default=PAYLOAD_LIMIT,

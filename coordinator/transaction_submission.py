@@ -24,7 +24,6 @@ from saga_processors.definition import InvalidDefinition
 from saga_processors.transaction_codec import NAME
 from saga_processors.transaction_definition import (
     ParticipantDefinition,
-    Policy,
     TransactionDefinition,
     Transport,
 )
@@ -47,7 +46,7 @@ class TransactionSubmissions:
         self._services = services
         self._directory = directory
         self._allowed = allowed
-        self._policy = Policy(max_participants=settings.max_participants, max_size=settings.max_participants_size)
+        self._policy = settings.policy
 
     async def make(self, request: TransactionRequest, trace: str | None) -> Submission:
         """Check ``request`` and encode it.
@@ -86,6 +85,7 @@ class TransactionSubmissions:
             "metadata": definition.metadata,
             "participants": [asdict(participant) for participant in participants],
             "traceparent": trace,
+            "policy": asdict(definition.policy),
         }
         try:
             payload = await self._encoder.encode(STARTED, record)

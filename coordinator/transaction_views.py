@@ -1,6 +1,6 @@
 """A two-phase commit as REST shows it, from its row. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -8,10 +8,10 @@ from uuid import UUID
 
 import structlog
 
-from coordinator.views import UNREADABLE, json_text, time, time_of_ms
+from coordinator.views import UNREADABLE, UNREADABLE_DEFINITION, json_text, time, time_of_ms
 from saga_processors.transaction import TERMINAL, Participant, TransactionState
 from saga_processors.transaction_codec import definition_from_record, transaction_from_json
-from saga_processors.transaction_definition import Policy
+from saga_processors.transaction_definition import DEFAULT_POLICY, TransactionDefinition
 
 log = structlog.get_logger()
 
@@ -49,23 +49,39 @@ def view(row: TransactionRow) -> dict[str, Any]:
     """The answer of ``GET /transactions/{id}``; its shape is ``transaction_models.TransactionView``.
 
     What is stored of one that is parked, or will be with its next input, may not be readable; then it is shown as it
-    began.
+    began; without participants, if its definition is what cannot be read.
     """
-    machine = None
-    if row.progress is not None:
+    for read in (_folded, _begun):
         try:
-            machine = transaction_from_json(row.definition, row.state, row.progress)
+            return read(row)
         except Exception as error:
             log.warning("unreadable", transaction=str(row.id), error=repr(error))
-    if machine is None:
-        definition = definition_from_record(row.definition, Policy())
-        participants = tuple(Participant(participant) for participant in definition.participants)
-        # By the log's clock it will be a moment later.
-        timeout_at: str | None = time(row.created_at + timedelta(milliseconds=definition.timeout_ms))
-        reason = None if row.progress is None else UNREADABLE
-    else:
-        definition, participants, reason = machine.definition, machine.participants, machine.reason
-        timeout_at = time_of_ms(machine.timeout_at)
+    return _view(row, TransactionDefinition(timeout_ms=0), (), None, UNREADABLE_DEFINITION)
+
+
+def _folded(row: TransactionRow) -> dict[str, Any]:
+    if row.progress is None:
+        return _begun(row)
+    machine = transaction_from_json(row.definition, row.state, row.progress)
+    return _view(row, machine.definition, machine.participants, time_of_ms(machine.timeout_at), machine.reason)
+
+
+def _begun(row: TransactionRow) -> dict[str, Any]:
+    """As it began: no input is folded, or nothing else can be read."""
+    definition = definition_from_record(row.definition, DEFAULT_POLICY)
+    participants = tuple(Participant(participant) for participant in definition.participants)
+    # By the log's clock it will be a moment later.
+    timeout_at = time(row.created_at + timedelta(milliseconds=definition.timeout_ms))
+    return _view(row, definition, participants, timeout_at, None if row.progress is None else UNREADABLE)
+
+
+def _view(
+    row: TransactionRow,
+    definition: TransactionDefinition,
+    participants: Sequence[Participant],
+    timeout_at: str | None,
+    reason: str | None,
+) -> dict[str, Any]:
     return {
         "transaction_id": row.id,
         "state": row.state,

@@ -119,26 +119,25 @@ class Transactions:
         """Take a participant in, as long as the transaction is STARTED. The same one again is answered alike.
 
         202, if it is not decided within 5 seconds (then it will be: look at the transaction), or at once with
-        `Prefer: respond-async`.
+        `Prefer: respond-async`. The same request with the same `Idempotency-Key` is answered as the first one was, also
+        when the service cannot be found any more.
         """
         check_content(request)
         wanted, plain = parse(ParticipantRequest, await request.body())
-        participant = await self._submissions.participant(wanted)
+
+        async def participant() -> dict[str, Any]:
+            return asdict(await self._submissions.participant(wanted))
+
         given = await self._requests.ask(
-            request,
-            KIND,
-            transaction_id,
-            What.ADD_PARTICIPANT,
-            plain,
-            participant=asdict(participant),
+            request, KIND, transaction_id, What.ADD_PARTICIPANT, plain, participant=participant
         )
         if given is None:
             return await self._accepted(request, transaction_id)
         return answer(
             {
                 "transaction_id": transaction_id,
-                "participant_added": participant.service_name,
-                "transport": participant.transport,
+                "participant_added": wanted.service_name,
+                "transport": given.transport,
                 "state": given.state,
             },
             201,

@@ -15,6 +15,7 @@ log = structlog.get_logger()
 
 #: In the place of the reason.
 UNREADABLE = "what is stored of its progress cannot be read"
+UNREADABLE_DEFINITION = "what is stored of its definition cannot be read"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,26 +42,33 @@ def view(row: SagaRow) -> dict[str, Any]:
     """The answer of ``GET /sagas/{id}``; its shape is ``models.SagaView``.
 
     What is stored of one that is parked, or will be with its next input, may not be readable; then it is shown as it
-    began.
+    began; without steps, if its definition is what cannot be read.
     """
-    try:
-        return _view(row, row.progress or {})
-    except Exception as error:
-        log.warning("unreadable", saga=str(row.id), error=repr(error))
-        return _view(row, {"reason": UNREADABLE})
+    for definition, progress in (
+        (row.definition, row.progress or {}),
+        (row.definition, {"reason": UNREADABLE}),
+    ):
+        try:
+            return _view(row, definition, progress)
+        except Exception as error:
+            log.warning("unreadable", saga=str(row.id), error=repr(error))
+    return _view(row, {"steps": ()}, {"reason": UNREADABLE_DEFINITION})
 
 
-def _view(row: SagaRow, progress: Mapping[str, Any]) -> dict[str, Any]:
+def names(row: SagaRow) -> list[str]:
+    """Names of its steps, in the order in which effects number them."""
+    return [step["name"] for step in view(row)["steps"]]
+
+
+def _view(row: SagaRow, definition: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[str, Any]:
     told: Sequence[Mapping[str, Any]] = progress.get("steps", ())
-    steps = [
-        _step(definition, told[i] if i < len(told) else {}) for i, definition in enumerate(row.definition["steps"])
-    ]
+    steps = [_step(step, told[i] if i < len(told) else {}) for i, step in enumerate(definition["steps"])]
     return {
         "saga_id": row.id,
         "name": row.name,
         # Rows that an earlier version wrote have neither.
-        "version": row.definition.get("version"),
-        "input": json_text(row.definition.get("input")),
+        "version": definition.get("version"),
+        "input": json_text(definition.get("input")),
         "state": row.state,
         "steps": steps,
         "current_step_index": current_step_index(row.state, [StepState(step["state"]) for step in steps]),
@@ -99,7 +107,7 @@ def _step(definition: Mapping[str, Any], progress: Mapping[str, Any]) -> dict[st
 
 
 def current_step_index(state: SagaState, steps: Sequence[StepState]) -> int:
-    """The step a saga is at; always an index of its steps (``models.SagaView`` has the rule)."""
+    """The step a saga is at; always an index of its steps (``models.SagaView`` has the rule), 0 if none is known."""
 
     def first(*wanted: StepState) -> int | None:
         return next((i for i, step in enumerate(steps) if step in wanted), None)
@@ -113,9 +121,9 @@ def current_step_index(state: SagaState, steps: Sequence[StepState]) -> int:
             found = first(StepState.EXECUTING)
             if found is None:
                 found = first(StepState.PENDING)
-            return len(steps) - 1 if found is None else found
+            return max(0, len(steps) - 1) if found is None else found
         case SagaState.COMPLETED:
-            return len(steps) - 1
+            return max(0, len(steps) - 1)
         case SagaState.COMPENSATING:
             found = last(StepState.COMPENSATING)
             if found is None:

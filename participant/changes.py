@@ -13,6 +13,7 @@ from sqlalchemy.engine import CursorResult
 
 from participant.command import ID_LIMIT, Refused
 from participant.handlers import InvalidService
+from participant.json_text import NotJson, dumps
 from participant.two_phase import InvalidChange
 
 #: Changes of one transaction in one service.
@@ -119,9 +120,9 @@ def operations_of(payload: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
 def encode(changes: Sequence[Change]) -> str:
     """Return the changes as JSON. Raises InvalidChange if they are not JSON, or too large."""
     try:
-        encoded = orjson.dumps([change.as_json() for change in changes])
-    except orjson.JSONEncodeError as error:
-        raise InvalidChange("data", f"must be JSON: {error}") from error
+        encoded = dumps([change.as_json() for change in changes], "operations")
+    except NotJson as error:
+        raise InvalidChange(error.field, error.rule) from error
     if len(encoded) > DATA_LIMIT:
         raise InvalidChange("data", f"must be at most {DATA_LIMIT} bytes of JSON for one transaction")
     return encoded.decode()
@@ -152,8 +153,10 @@ def _change(transaction_id: str, operation: Mapping[str, Any], resources: Mappin
         raise InvalidChange(f"{place}operation", "must be one of create, update, delete") from None
     try:
         # As it will come back from the table, so that what is checked is what is applied.
-        data = orjson.loads(orjson.dumps(operation.get("data"), default=str))
-    except (orjson.JSONEncodeError, orjson.JSONDecodeError) as error:
+        data = orjson.loads(dumps(operation.get("data"), f"{place}data", default=str))
+    except NotJson as error:
+        raise InvalidChange(error.field, error.rule) from error
+    except orjson.JSONDecodeError as error:
         raise InvalidChange(f"{place}data", f"must be JSON: {error}") from error
     change = Change(transaction_id, name, resource_id, kind, data)
     if (check := resources[name].check) is not None:

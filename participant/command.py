@@ -8,6 +8,8 @@ from typing import Any, NewType
 
 import orjson
 
+from participant.json_text import NotJson, dumps
+
 COMMAND = "fluxora.StepCommand"
 REPLY = "fluxora.StepReplied"
 #: Inputs of the saga machine: every reply goes there.
@@ -103,8 +105,8 @@ def reply_from(command: Command, returned: object) -> Reply:
             f"the handler of {command.name!r} returned {type(returned).__name__}, not a dict, Refused or None"
         )
     try:
-        encoded = orjson.dumps(returned if isinstance(returned, dict) else dict(returned))
-    except orjson.JSONEncodeError as error:
+        encoded = dumps(returned if isinstance(returned, dict) else dict(returned), "result")
+    except NotJson as error:
         raise InvalidResult(f"what the handler of {command.name!r} returned is not JSON: {error}") from error
     if len(encoded) > RESULT_LIMIT:
         raise InvalidResult(

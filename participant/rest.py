@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, Self
 import httpx
 import orjson
 
+from participant.json_text import NotJson, dumps
 from schemas import FluxoraError
 
 _FIRST_PAUSE_SECONDS = 0.1
@@ -200,9 +201,13 @@ class _Answer(NamedTuple):
 
 def _json(body: Any) -> bytes:
     try:
-        return orjson.dumps(body)
-    except orjson.JSONEncodeError as error:
-        raise Invalid(f"the request cannot be written as JSON: {error}", 422, (("body", str(error)),)) from error
+        return dumps(body, "body")
+    except NotJson as error:
+        # As the services name fields of a body.
+        field = error.field.removeprefix("body.")
+        raise Invalid(
+            f"the request cannot be written as JSON: {field} {error.rule}", 422, ((field, error.rule),)
+        ) from error
 
 
 def _result(base_url: str, answer: _Answer) -> Reply:

@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
 
-import orjson
 import uuid_utils
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 
 from participant import outbox
+from participant.json_text import dumps
 
 #: The topic that decides (DESIGN section 1).
 INPUT_TOPIC = "fluxora.transactions"
@@ -97,19 +97,22 @@ def started(
     Args:
         version: of the definition that the steps were made from; for people.
         input: any JSON value that payloads may refer to; ``None`` = the saga has none.
+
+    Raises:
+        NotJson: the input or a payload is none.
     """
     names = [step.name or f"step-{i + 1}" for i, step in enumerate(steps)]
     return {
         "transaction_id": str(saga_id),
         "name": name,
         "version": version,
-        "input": None if input is None else orjson.dumps(input).decode(),
+        "input": None if input is None else dumps(input, "input").decode(),
         "steps": [
             {
                 "name": names[i],
                 "service_name": step.service_name,
                 "command": step.command or names[i],
-                "payload": orjson.dumps(step.payload).decode(),
+                "payload": dumps(step.payload, f"steps[{i}].payload").decode(),
                 "depends_on": names[i - 1 : i] if step.depends_on is None else list(step.depends_on),
                 "kind": step.kind.upper(),
                 "retry": {

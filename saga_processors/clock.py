@@ -6,10 +6,17 @@ answers a deadline that is no longer due with "nothing is due".
 
 A deadline that was produced and is not folded (no processor runs, or they lag) is produced again, in case its first
 claim was one of a clock that died; but ever more seldom, so that the log does not grow by it while nobody reads it.
+
+Deadlines are times of the log, whose clock is the brokers'; rows are claimed by the database's. Were it ahead, what the
+machine sets after an answer would be past at once: each look would produce it, no wait and no timeout would hold, and
+an action over HTTP that still runs would be undone before its end. So the reports of what was produced tell how far the
+two are apart (:class:`Skew`), and a deadline is due by the brokers' clock. As long as that is not known (at the start,
+and when nothing was produced for a minute), a deadline of the epoch is produced first, at which nothing is due.
 """
 
 import signal
 import threading
+import time
 from typing import Any
 from uuid import UUID
 
@@ -22,24 +29,34 @@ from participant.health import HealthServer
 from saga_processors.log import INPUT_TOPIC
 from saga_processors.records import to_ms
 from saga_processors.settings import ProcessorSettings
+from saga_processors.skew import Skew
 from schemas import Codec
 
 log = structlog.get_logger()
 
 PRODUCED = Counter("fluxora_deadlines_total", "DeadlinePassed inputs produced")
 
+# What would be claimed, one of them.
+_DUE = """
+SELECT id, extract(epoch FROM statement_timestamp())::float8 FROM transactions
+WHERE next_deadline <= statement_timestamp() + interval '1 second' * %(ahead)s
+  AND (deadline_claimed_until IS NULL OR deadline_claimed_until < statement_timestamp())
+ORDER BY next_deadline LIMIT 1
+"""
+# The statement's time, not clock_timestamp(), which is volatile: no index would be searched by it.
 _CLAIM = """
-UPDATE transactions SET deadline_claimed_until = clock_timestamp() + interval '1 second' * CASE
+UPDATE transactions SET deadline_claimed_until = statement_timestamp() + interval '1 second' * CASE
     -- Nobody has claimed it since it was set.
     WHEN deadline_claimed_until IS NULL THEN %(lease)s
     -- As long as it is late already: the waits double.
-    ELSE least(greatest(%(lease)s, extract(epoch FROM clock_timestamp() - next_deadline)), %(longest)s) END
+    ELSE least(greatest(%(lease)s, extract(epoch FROM statement_timestamp() - next_deadline) + %(ahead)s), %(longest)s)
+    END
 WHERE id IN (
     SELECT id FROM transactions
-    WHERE next_deadline <= clock_timestamp()
-      AND (deadline_claimed_until IS NULL OR deadline_claimed_until < clock_timestamp())
+    WHERE next_deadline <= statement_timestamp() + interval '1 second' * %(ahead)s
+      AND (deadline_claimed_until IS NULL OR deadline_claimed_until < statement_timestamp())
     ORDER BY next_deadline LIMIT %(batch)s FOR UPDATE SKIP LOCKED)
-RETURNING id, next_deadline
+RETURNING id, next_deadline, extract(epoch FROM statement_timestamp())::float8
 """
 # What the brokers did not take is in no log: it is due as before.
 _RELEASE = "UPDATE transactions SET deadline_claimed_until = NULL WHERE id = ANY(%s)"
@@ -62,6 +79,10 @@ class Clock:
             }
         )
         self._failed = 0
+        #: Of the brokers' clock and the database's.
+        self._skew = Skew()
+        #: How far the database's is ahead of ours that only runs forward, seconds; as of the latest claim.
+        self._database_ahead = 0.0
 
     def stop(self) -> None:
         """Let :meth:`run` return after the look under way. Safe in a signal handler."""
@@ -84,36 +105,67 @@ class Clock:
             ConnectionError: the brokers have not taken all of them; the process must end, and they are found again.
         """
         settings = self._settings
+        if not self._skew.known(self._database_now()) and not self._compare(connection):
+            return 0
         limits = {
             "lease": settings.clock_lease,
             "longest": max(settings.clock_lease, settings.clock_lease_max),
             "batch": settings.clock_batch,
+            "ahead": self._skew.certain,
         }
+        asked = time.monotonic()
         due = connection.execute(_CLAIM, limits).fetchall()
-        for id, deadline in due:
-            self._produce(id, to_ms(deadline))
+        for id, deadline, claimed in due:
+            self._produce(id, to_ms(deadline), asked, claimed)
         if due:
             try:
                 self._flush(len(due))
             except ConnectionError:
-                connection.execute(_RELEASE, ([id for id, _ in due],))
+                connection.execute(_RELEASE, ([id for id, _, _ in due],))
                 raise
+            PRODUCED.inc(len(due))
         return len(due)
 
-    def _produce(self, id: UUID, due_at: int) -> None:
+    def _compare(self, connection: psycopg.Connection[Any]) -> bool:
+        """Find out how far the clocks are apart; ``False``: nothing is due by any of them.
+
+        An old measurement may hold nothing back: what it holds back would be what could refute it.
+        """
+        asked = time.monotonic()
+        row = connection.execute(_DUE, {"ahead": max(0.0, self._skew.certain)}).fetchone()
+        if row is None:
+            return False
+        self._produce(row[0], 0, asked, row[1])
+        self._flush(1)
+        return True
+
+    def _database_now(self) -> float:
+        """Not before it: a round trip of the claim is added."""
+        return time.monotonic() + self._database_ahead
+
+    def _produce(self, id: UUID, due_at: int, asked: float, claimed: float) -> None:
+        """``asked``, ``claimed``: when the database was asked, by our clock that only runs forward, and by its own."""
+        self._database_ahead = claimed - asked
+
+        def delivered(error: KafkaError | None, message: Message) -> None:
+            self._delivered(error, message, claimed)
+
         value = self._codec.encode("fluxora.DeadlinePassed", {"transaction_id": str(id), "due_at": due_at})
-        self._producer.produce(INPUT_TOPIC, value, str(id).encode(), on_delivery=self._delivered)
+        self._producer.produce(INPUT_TOPIC, value, str(id).encode(), on_delivery=delivered)
 
     def _flush(self, count: int) -> None:
         waiting = self._producer.flush(self._settings.publish_timeout)
         if waiting or self._failed:
             raise ConnectionError(f"{waiting + self._failed} of {count} deadlines were not acknowledged by the brokers")
-        PRODUCED.inc(count)
 
-    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+    def _delivered(self, error: KafkaError | None, message: Message, claimed: float) -> None:
         if error is not None:
             self._failed += 1
             log.error("deadline not produced", error=str(error))
+            return
+        # The time that the machine folds it at.
+        _, logged = message.timestamp()
+        self._skew.observe(claimed, self._database_now(), logged / 1000)
 
 
 def main() -> None:

@@ -29,7 +29,7 @@ def input_from_record(name: str, record: Mapping[str, Any], policy: Policy = DEF
     """Build a machine's input from a decoded record.
 
     Args:
-        policy: goes into a two-phase commit that begins, and stays with it.
+        policy: of a two-phase commit whose first input carries none; it stays with it.
 
     Raises:
         UndecodableRecord: the record is none of the inputs.
@@ -76,7 +76,7 @@ def input_to_json(record: Mapping[str, Any]) -> dict[str, Any]:
     return {
         key: to_ms(value) if isinstance(value, datetime) else value
         for key, value in record.items()
-        if key not in ("transaction_id", "steps", "input", "participants") and value is not None
+        if key not in ("transaction_id", "steps", "input", "participants", "policy") and value is not None
     }
 
 

@@ -5,10 +5,75 @@ from typing import Annotated
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from saga_processors.transaction_definition import Policy
+from saga_processors.transaction_definition import DEFAULT_POLICY, Policy
 
 
-class ProcessorSettings(BaseSettings):
+class PolicySettings(BaseSettings):
+    """How participants of two-phase commits are asked, and how much one may be: ``FLUXORA_<NAME>``.
+
+    Those of the coordinator that accepts a transaction decide, and go with it into the log. A processor's own are for
+    first inputs that carry none.
+    """
+
+    max_participants: int = Field(
+        default=DEFAULT_POLICY.max_participants,
+        ge=1,
+        le=10_000,
+        validation_alias=AliasChoices("FLUXORA_MAX_PARTICIPANTS", "max_participants"),
+        description="Participants of a two-phase commit, at most.",
+    )
+    max_participants_size: int = Field(
+        default=DEFAULT_POLICY.max_size,
+        ge=1_000,
+        le=16 << 20,
+        validation_alias=AliasChoices("FLUXORA_MAX_PARTICIPANTS_SIZE", "max_participants_size"),
+        description="Characters that the participants of one transaction may be together: they are written with "
+        "every change of it.",
+    )
+    participant_timeout: float = Field(
+        default=DEFAULT_POLICY.attempt_timeout_ms / 1000,
+        ge=0.1,
+        le=3600,
+        validation_alias=AliasChoices("FLUXORA_PARTICIPANT_TIMEOUT", "participant_timeout"),
+        description="Seconds until one call to prepare, commit or abort counts as unanswered (a Kafka participant's "
+        "vote has as long as the transaction).",
+    )
+    participant_retry_initial: float = Field(
+        default=DEFAULT_POLICY.initial_delay_ms / 1000,
+        ge=0.01,
+        le=3600,
+        validation_alias=AliasChoices("FLUXORA_PARTICIPANT_RETRY_INITIAL", "participant_retry_initial"),
+        description="Seconds before the second attempt to commit or abort; then it doubles.",
+    )
+    participant_retry_max: float = Field(
+        default=DEFAULT_POLICY.max_delay_ms / 1000,
+        ge=0.01,
+        le=24 * 3600,
+        validation_alias=AliasChoices("FLUXORA_PARTICIPANT_RETRY_MAX", "participant_retry_max"),
+        description="Seconds between attempts to commit or abort, at most.",
+    )
+    participant_attention_after: int = Field(
+        default=DEFAULT_POLICY.attention_after,
+        ge=1,
+        le=1_000,
+        validation_alias=AliasChoices("FLUXORA_PARTICIPANT_ATTENTION_AFTER", "participant_attention_after"),
+        description="Attempts to commit or abort after which a transaction is shown with needs_attention.",
+    )
+
+    @property
+    def policy(self) -> Policy:
+        """Of the two-phase commits that begin. What one began with stays with it."""
+        return Policy(
+            attempt_timeout_ms=round(self.participant_timeout * 1000),
+            initial_delay_ms=round(self.participant_retry_initial * 1000),
+            max_delay_ms=round(self.participant_retry_max * 1000),
+            attention_after=self.participant_attention_after,
+            max_participants=self.max_participants,
+            max_size=self.max_participants_size,
+        )
+
+
+class ProcessorSettings(PolicySettings):
     """Addresses come from the names every process uses; the rest has the prefix ``FLUXORA_``."""
 
     model_config = SettingsConfigDict(env_prefix="FLUXORA_", extra="ignore", populate_by_name=True)
@@ -34,19 +99,6 @@ class ProcessorSettings(BaseSettings):
     cache_size: Annotated[int, Field(ge=0, le=1_000_000)] = 20_000
     #: Steps of a saga, at most. Not below the coordinator's limit: what REST has accepted is never refused here.
     max_steps: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    #: Participants of a two-phase commit, at most. Not below the coordinator's limit.
-    max_participants: Annotated[int, Field(ge=1, le=10_000)] = 1_000
-    #: Characters that the participants of one transaction may be together: they are written with every change of it.
-    max_participants_size: Annotated[int, Field(ge=1_000, le=16 * 1024 * 1024)] = 1024 * 1024
-    #: Seconds until one call to prepare, commit or abort counts as unanswered (a Kafka participant's vote has as long
-    #: as the transaction). What an undecided transaction began with stays with it.
-    participant_timeout: Annotated[float, Field(ge=0.1, le=3600)] = 10.0
-    #: Seconds before the second attempt to commit or abort; then it doubles.
-    participant_retry_initial: Annotated[float, Field(ge=0.01, le=3600)] = 0.5
-    #: Seconds between attempts to commit or abort, at most.
-    participant_retry_max: Annotated[float, Field(ge=0.01, le=24 * 3600)] = 60.0
-    #: Attempts to commit or abort after which a transaction is shown with needs_attention.
-    participant_attention_after: Annotated[int, Field(ge=1, le=1_000)] = 10
     #: Seconds until the group gives up on a processor that does not answer.
     session_timeout: Annotated[float, Field(ge=1, le=300)] = 6.0
     #: Seconds between looks for inputs that Faust has skipped.
@@ -65,15 +117,3 @@ class ProcessorSettings(BaseSettings):
     clock_lease_max: Annotated[float, Field(ge=1, le=24 * 3600)] = 300.0
     #: Deadlines claimed at once.
     clock_batch: Annotated[int, Field(ge=1, le=10_000)] = 500
-
-    @property
-    def policy(self) -> Policy:
-        """Of the two-phase commits that begin."""
-        return Policy(
-            attempt_timeout_ms=round(self.participant_timeout * 1000),
-            initial_delay_ms=round(self.participant_retry_initial * 1000),
-            max_delay_ms=round(self.participant_retry_max * 1000),
-            attention_after=self.participant_attention_after,
-            max_participants=self.max_participants,
-            max_size=self.max_participants_size,
-        )

@@ -42,14 +42,18 @@ NAME = "transaction"
 
 
 def definition_from_record(record: Mapping[str, Any], policy: Policy) -> TransactionDefinition:
-    """Build the definition from a ``fluxora.TransactionStarted`` record, or from the JSON column made of it."""
+    """Build the definition from a ``fluxora.TransactionStarted`` record, or from the JSON column made of it.
+
+    ``policy`` is for a record without one, from before inputs carried it.
+    """
+    carried = record.get("policy")
     return TransactionDefinition(
         timeout_ms=record["timeout_ms"],
         auto_commit=record["auto_commit"],
         metadata=record["metadata"],
         participants=tuple(participant_from_record(participant) for participant in record["participants"]),
         traceparent=record["traceparent"],
-        policy=policy,
+        policy=policy if carried is None else Policy(**carried),
     )
 
 
@@ -124,6 +128,7 @@ def progress_to_json(transaction: Transaction) -> dict[str, Any]:
     if transaction.reason is not None:
         progress["reason"] = transaction.reason
     if transaction.definition.policy != DEFAULT_POLICY:
+        # The definition that is stored has none if the first input had none.
         progress["policy"] = asdict(transaction.definition.policy)
     return progress
 

@@ -15,7 +15,10 @@ from saga_processors.reference import MAX_PAYLOAD_BYTES, read
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """How participants are asked, and how much a transaction may be. Set by whoever runs the platform."""
+    """How participants are asked, and how much a transaction may be. Set by whoever runs the platform.
+
+    The first input carries it: what is decided depends on it, so a fold of the log must find it there.
+    """
 
     #: One call to prepare, commit or abort counts as unanswered after this, ms. A Kafka participant's vote has no
     #: limit but the transaction's own.
@@ -33,6 +36,12 @@ class Policy:
     #: Of all participants together, characters: they are one value in the database, written with every change.
     max_size: int = 1024 * 1024
 
+    def check(self) -> None:
+        """Raise :class:`InvalidDefinition` for the first value out of bounds; anybody may have written the input."""
+        for field, (least, most) in _POLICY_BOUNDS.items():
+            if not least <= (value := getattr(self, field)) <= most:
+                raise InvalidDefinition(f"policy.{field}", f"is between {least} and {most}; got {value}")
+
     def delay_ms(self, attempt: int, seed: str) -> int:
         """Wait after ``attempt`` (from 1), ms."""
         return wait_ms(
@@ -46,6 +55,17 @@ class Policy:
 
 
 DEFAULT_POLICY = Policy()
+#: Constants, so that no setting decides whether an input of the log is accepted.
+_POLICY_BOUNDS: dict[str, tuple[float, float]] = {
+    "attempt_timeout_ms": (1, 3600 * 1000),
+    "initial_delay_ms": (1, 3600 * 1000),
+    "max_delay_ms": (1, 24 * 3600 * 1000),
+    "multiplier": (1, 10),
+    "jitter": (0, 1),
+    "attention_after": (1, 1_000),
+    "max_participants": (1, 10_000),
+    "max_size": (1, 16 * 1024 * 1024),
+}
 
 
 class Transport(StrEnum):
@@ -120,6 +140,7 @@ class TransactionDefinition:
             raise InvalidDefinition("traceparent", "is a W3C Trace Context header: 00-<32 hex>-<16 hex>-<2 hex>")
         if self.metadata is not None:
             _parse("metadata", self.metadata)
+        self.policy.check()
         most = self.policy.max_participants
         if len(self.participants) > most:
             raise InvalidDefinition(

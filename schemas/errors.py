@@ -9,6 +9,7 @@
     ├── UndecodableRecord    bytes from a topic are not what they should be
     ├── RegistryUnavailable  the schema registry does not answer; nothing was written
     ├── CallFailed           a call of our REST APIs did not do what was asked (participant.rest has its kinds)
+    ├── NotJson              a value of the caller's cannot be written as JSON (participant.json_text)
     ├── InvalidService       the handlers of a service do not fit together (participant.handlers)
     └── TwoPhaseError        a call of a two-phase commit cannot be done here (participant.two_phase)
         ├── InvalidChange        the caller's fault: it breaks a rule, which is named with its field

@@ -17,9 +17,6 @@ from typing import Any
 from fluxora import cli
 from tests.platform import Platform
 
-#: Seconds; of the test stack's processors.
-PARTICIPANT_TIMEOUT = "30"
-
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["pytest", "fluxora.cli"])
 
@@ -51,11 +48,7 @@ def run(*arguments: str, environment: Mapping[str, str], seconds: float = 120) -
 
 def fluxora(platform: Platform, *arguments: str, **environment: str) -> tuple[int, Any, str]:
     """Run the command line on the platform with --json; returns its exit code, what it printed, and its errors."""
-    # What the stack's processors have: a two-phase commit keeps what it began with, and `rebuild` folds it anew.
-    settings = {"FLUXORA_PARTICIPANT_TIMEOUT": PARTICIPANT_TIMEOUT}
-    done = run(
-        *arguments, "--json", environment={**os.environ, **platform.endpoints, **settings, **environment}, seconds=180
-    )
+    done = run(*arguments, "--json", environment={**os.environ, **platform.endpoints, **environment}, seconds=180)
     return done.returncode, json.loads(done.stdout) if done.stdout else None, done.stderr
 
 

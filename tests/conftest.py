@@ -9,7 +9,6 @@ import pytest
 from deploy.stack import Stack
 from participant import outbox
 from tests import http_services
-from tests.command_line import PARTICIPANT_TIMEOUT
 from tests.http_services import Catalog
 from tests.platform import Platform
 
@@ -44,7 +43,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterato
             "FLUXORA_RELAY_REGISTRY_TTL_S": "1",
             # On a busy machine a process that was killed is back after ten seconds, the default: a participant whose
             # answer died with the relay would have voted no by then.
-            "FLUXORA_PARTICIPANT_TIMEOUT": PARTICIPANT_TIMEOUT,
+            "FLUXORA_PARTICIPANT_TIMEOUT": "30",
             "PYTHONPATH": str(Path(__file__).parents[1]),
         },
         report=print,

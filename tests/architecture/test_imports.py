@@ -50,6 +50,7 @@ PURE = {
         "reference",
         "saga",
         "saga_machine",
+        "skew",
         "transaction",
         "transaction_definition",
     )

@@ -272,6 +272,38 @@ def test_a_registry_that_is_down_is_a_503_for_those_that_only_it_could_know(
         assert twice["errors"][0]["field"] == "participants[1].service_name"
 
 
+def test_a_participant_that_was_added_is_answered_alike_when_it_can_be_found_no_more(
+    coordinator_database: str, machine: SmallProcessor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted, key, late, early = {"service_name": "mapped"}, str(uuid4()), str(uuid4()), {"Prefer": "respond-async"}
+    monkeypatch.setenv("FLUXORA_ALLOWED_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("FLUXORA_SERVICE_MAP", '{"mapped": "http://127.0.0.1:7777"}')
+    with running(coordinator_database) as process:
+        eventually(lambda: process.client.get("/ready").status_code == 200)
+        id, other = begin(process), begin(process)
+        first = add(process, id, wanted, Idempotency_Key=key)
+        assert first.status_code == 201 and first.json()["transport"] == "HTTP"
+        ask(process, other, "prepare")
+        refused = add(process, other, wanted, Idempotency_Key=late)
+        assert problem(refused, 409)["state"] == "PREPARED"
+    monkeypatch.setenv("FLUXORA_SERVICE_MAP", "{}")
+    monkeypatch.setenv("SERVICE_REGISTRY_URL", "http://127.0.0.1:9")
+    with running(coordinator_database) as process:
+        eventually(lambda: process.client.get("/ready").status_code == 200)
+        again = add(process, id, wanted, Idempotency_Key=key)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert again.headers["location"] == first.headers["location"]
+        assert add(process, id, wanted, Idempotency_Key=key, **early).status_code == 202
+        told = problem(add(process, other, wanted, Idempotency_Key=late), 409)
+        assert (told["state"], told["detail"]) == ("PREPARED", refused.json()["detail"])
+        other_body = problem(add(process, id, wanted | {"payload": {"n": 1}}, Idempotency_Key=key), 422)
+        assert other_body["errors"][0]["field"] == "Idempotency-Key"
+        for unknown in ({}, {"Idempotency_Key": str(uuid4())}):
+            assert problem(add(process, id, wanted, **unknown), 503)
+    ((count,),) = process.sql("SELECT count(*) FROM fluxora.outbox WHERE aggregateid = %s", id)
+    assert count == 2, "the beginning and one participant"
+
+
 # ── Not waiting, and keys ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -562,3 +594,32 @@ def test_the_openapi_document_is_whole(coordinator: Coordinator, machine: SmallP
         participant["service_name"] = name
     example["participants"].pop()
     assert post(coordinator, "/transactions", example).status_code == 201
+
+
+def test_what_is_stored_of_a_transaction_and_cannot_be_read_is_shown_and_hides_no_other(
+    coordinator: Coordinator, machine: SmallProcessor
+) -> None:
+    id = begin(coordinator, participants=[SERVICE])
+    ask(coordinator, id, "prepare")
+    saga_id = coordinator.post().json()["saga_id"]
+    for broken in ("[]", '{"steps": [{}], "participants": [{}]}', "null"):
+        coordinator.sql(
+            "UPDATE transactions SET definition = %s::json WHERE id = ANY(%s::uuid[]) RETURNING 1",
+            broken,
+            [id, saga_id],
+        )
+        document = shown(coordinator, id)
+        assert (document["state"], document["participants"]) == ("PREPARED", [])
+        assert "definition cannot be read" in document["reason"]
+        saga = coordinator.client.get(f"/sagas/{saga_id}")
+        assert (saga.status_code, saga.json()["state"], saga.json()["steps"]) == (200, "STARTED", [])
+        assert "definition cannot be read" in saga.json()["reason"]
+        for path in (f"/transactions/{id}", f"/sagas/{saga_id}"):
+            assert coordinator.client.get(f"{path}/history").status_code == 200
+            assert coordinator.client.get(f"{path}?wait=1ms").status_code == 200
+        for path, of_one in (("/transactions", "transaction_id"), ("/sagas", "saga_id")):
+            page = coordinator.client.get(path)
+            assert page.status_code == 200
+            assert {id, saga_id} & {one[of_one] for one in page.json()[path[1:]]}
+    entries = coordinator.client.get(f"/transactions/{id}/history").json()["entries"]
+    assert entries[1]["effects"][1]["participant"] == 0, "its number, because its name is gone"

@@ -14,6 +14,8 @@ from saga_processors.settings import ProcessorSettings
 from tests import command_line
 from tests.command_line import fluxora
 from tests.platform import Platform, steps
+from tests.services.vaults import ACCOUNTS
+from tests.transfers import ALL_VAULTS, Transfer, Transfers
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +30,26 @@ def test_the_live_rows_are_what_the_log_says(platform: Platform, sagas: dict[str
     assert (code, told["differences"]) == (0, []), errors
     assert told["transactions"] >= len(sagas)
     assert not platform.query("fluxora", "SELECT 1 FROM pg_namespace WHERE nspname = 'fluxora_rebuild'")
+
+
+def test_two_phase_commits_are_folded_alike_whatever_settings_the_rebuild_has(platform: Platform) -> None:
+    transfers = Transfers(platform)
+    made = [Transfer(ALL_VAULTS, ACCOUNTS[i], 30, withdrawn=i == 1) for i in range(2)]
+    transfers.each(transfers.run, made)
+    assert sorted(transfers.all_ended(made).values()) == ["ABORTED", "COMMITTED"]
+    other = {
+        "FLUXORA_PARTICIPANT_TIMEOUT": "0.7",
+        "FLUXORA_PARTICIPANT_RETRY_INITIAL": "7",
+        "FLUXORA_PARTICIPANT_RETRY_MAX": "8",
+        "FLUXORA_PARTICIPANT_ATTENTION_AFTER": "1",
+        # With these, the first input of each would be refused.
+        "FLUXORA_MAX_PARTICIPANTS": "1",
+        "FLUXORA_MAX_PARTICIPANTS_SIZE": "1000",
+    }
+    code, told, errors = fluxora(platform, "rebuild", "--verify", **other)
+    assert (code, told["differences"]) == (0, []), errors
+    [(kept,)] = platform.query("fluxora", "SELECT definition -> 'policy' FROM transactions WHERE id = %s", made[0].id)
+    assert kept["attempt_timeout_ms"] == 30_000, "the coordinator's setting, as the log has it"
 
 
 def test_a_row_that_was_changed_and_a_journal_row_that_is_gone_are_named(

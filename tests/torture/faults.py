@@ -176,8 +176,9 @@ FAULTS: tuple[Fault, ...] = (
 
 #: Of DESIGN section 6, and not proven by any test: said here, and printed.
 UNPROVEN: dict[int, str] = {
-    16: "clock +-1 h: no process can be given another clock here without a library of its own; the machines' time is "
-    "the log's (tests/unit/test_relay_clock.py for the relay's estimate of it)",
+    16: "clock +-1 h on the real stack: no process can be given another clock here without a library of its own. In "
+    "virtual time, and with a real database and brokers of another time, it is tested: tests/simulation, "
+    "tests/integration/test_deadline_clock.py; the relay's estimate in tests/unit/test_relay_clock.py",
 }
 
 INJECTED = {fault.name: fault for fault in FAULTS if fault.injected}

@@ -1,5 +1,6 @@
 """How REST shows a saga's row, and the marks in the list of sagas."""
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from coordinator.models import SagaView
-from coordinator.views import SagaRow, current_step_index, view
+from coordinator.views import SagaRow, current_step_index, names, view
 from participant.sagas import Step, started
 from saga_processors.saga import SagaState, StepState
 from web import cursor
@@ -50,6 +51,30 @@ def test_progress_is_told_with_times_and_parsed_results() -> None:
     assert document["steps"][0]["ended_at"] == "2026-11-23T10:00:00.250000Z"
     assert document["steps"][0]["result"]["big"] == pytest.approx(12345678901234567890123)
     assert document["current_step_index"] == 1
+
+
+#: Valid JSON, and no definition: of an older or newer version, or of somebody's UPDATE.
+BROKEN: list[Any] = [None, [], {}, 7, "text", {"steps": None}, {"steps": [{}]}, {"steps": [{"name": "a"}], "input": 1}]
+
+
+@pytest.mark.parametrize("definition", BROKEN)
+@pytest.mark.parametrize("progress", [None, {"steps": []}, {"steps": 7}, ["x"]])
+@pytest.mark.parametrize("state", SagaState)
+def test_a_saga_whose_definition_cannot_be_read_is_shown_without_steps(
+    definition: Any, progress: Any, state: SagaState
+) -> None:
+    broken = replace(row(state, progress), definition=definition)
+    document = shown(broken)
+    assert document["reason"] == "what is stored of its definition cannot be read"
+    assert (document["state"], document["name"], document["steps"]) == (state, broken.name, [])
+    assert document["current_step_index"] == 0
+    assert names(broken) == []
+
+
+def test_a_saga_whose_progress_cannot_be_read_is_shown_as_it_began() -> None:
+    document = shown(row(SagaState.EXECUTING, {"steps": 7}))
+    assert document["reason"] == "what is stored of its progress cannot be read"
+    assert [step["state"] for step in document["steps"]] == ["PENDING", "PENDING"]
 
 
 def test_a_result_keeps_its_digits() -> None:

@@ -1,10 +1,17 @@
 """What is stored and sent of a two-phase commit."""
 
+import io
+import json
+import math
+from dataclasses import asdict
+
+import fastavro
 import orjson
 import pytest
 
 from saga_processors import codec as codecs
 from saga_processors import transaction_codec
+from saga_processors.definition import InvalidDefinition
 from saga_processors.machine import DeadlinePassed, Request
 from saga_processors.transaction import (
     AskParticipant,
@@ -15,7 +22,9 @@ from saga_processors.transaction import (
     VerbRequested,
 )
 from saga_processors.transaction_definition import Policy, Transport
-from schemas import UndecodableRecord
+from schemas import SCHEMAS, Codec, UndecodableRecord
+from schemas.evolution import RELEASED
+from schemas.registry import MemoryRegistry
 from tests.unit.transaction_samples import Play, add, answer, participant, transaction_of
 
 ID = "01890a5d-ac96-774b-bcce-b302099a8057"
@@ -53,6 +62,59 @@ def test_inputs_are_built_from_their_records() -> None:
     assert added == ParticipantAddRequested(started.definition.participants[0])
     for verb in (Request.PREPARE, Request.COMMIT, Request.ABORT):
         assert codecs.input_from_record("fluxora.RequestMade", request(verb)) == VerbRequested(verb)
+
+
+def test_the_policy_of_the_first_input_counts_and_not_the_processors() -> None:
+    policy = Policy(attempt_timeout_ms=77, initial_delay_ms=5, max_delay_ms=9, jitter=0.25, attention_after=2)
+    record = STARTED | {"policy": asdict(policy)}
+    codec = Codec(MemoryRegistry())
+    read = codec.decode(codec.encode("fluxora.TransactionStarted", record))[1]
+    for processors in (Policy(), Policy(attempt_timeout_ms=1, max_participants=1)):
+        started = codecs.input_from_record("fluxora.TransactionStarted", read, processors)
+        assert isinstance(started, TransactionStarted)
+        assert started.definition.policy == policy
+    play = Play(started.definition)
+    stored = orjson.loads(orjson.dumps(codecs.definition_to_json(read)))
+    progress = codecs.progress_to_json(play.now)
+    assert codecs.machine_from_json("transaction", stored, play.now.state, progress) == play.now
+    assert "policy" not in codecs.input_to_json(read), "the definition has it"
+
+
+def test_a_first_input_of_an_older_release_is_folded_by_the_processors_policy() -> None:
+    released = json.loads((RELEASED / "0.1.0" / "TransactionStarted.avsc").read_text())
+    value = io.BytesIO()
+    fastavro.schemaless_writer(value, fastavro.parse_schema(released), STARTED)
+    value.seek(0)
+    read = fastavro.schemaless_reader(
+        value, fastavro.parse_schema(released), fastavro.parse_schema(SCHEMAS["fluxora.TransactionStarted"])
+    )
+    assert isinstance(read, dict)
+    policy = Policy(attempt_timeout_ms=77)
+    started = codecs.input_from_record("fluxora.TransactionStarted", read, policy)
+    assert isinstance(started, TransactionStarted)
+    assert started.definition.policy == policy
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("attempt_timeout_ms", 0),
+        ("initial_delay_ms", -1),
+        ("max_delay_ms", 2**40),
+        ("multiplier", math.nan),
+        ("multiplier", math.inf),
+        ("jitter", 1.1),
+        ("attention_after", 0),
+        ("max_participants", 10**6),
+        ("max_size", 2**40),
+    ],
+)
+def test_a_policy_that_nobody_could_set_is_refused_and_named(field: str, value: float) -> None:
+    record = STARTED | {"policy": asdict(Policy()) | {field: value}}
+    started = codecs.input_from_record("fluxora.TransactionStarted", record)
+    assert isinstance(started, TransactionStarted)
+    with pytest.raises(InvalidDefinition, match=f"policy.{field}"):
+        started.definition.check()
 
 
 @pytest.mark.parametrize(

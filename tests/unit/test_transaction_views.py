@@ -1,6 +1,7 @@
 """How REST and the command line show a two-phase commit."""
 
 import io
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -107,6 +108,38 @@ def test_added_participants_come_after_those_it_began_with_and_votes_show() -> N
     assert second["state"] == "FAILED" and second["reason"] == "no room"
     assert second["service_url"] == "http://127.0.0.1:1" and second["transport"] == "HTTP"
     assert names(row(machine)) == ["billing", "forecasts"]
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        None,
+        [],
+        {},
+        7,
+        "text",
+        RECORD | {"participants": None},
+        RECORD | {"participants": [{}]},
+        RECORD | {"timeout_ms": "soon"},
+        RECORD | {"timeout_ms": 10**20},
+        RECORD | {"policy": {"no": 1}},
+    ],
+)
+@pytest.mark.parametrize("progress", [None, {}, {"participants": [{}]}, ["x"]])
+def test_a_transaction_whose_definition_cannot_be_read_is_shown_without_participants(
+    definition: Any, progress: Any
+) -> None:
+    broken = replace(row(None), definition=definition, progress=progress, state=TransactionState.COMMITTING)
+    document = shown(broken)
+    assert document["reason"] == "what is stored of its definition cannot be read"
+    assert (document["state"], document["participants"]) == ("COMMITTING", [])
+    assert names(broken) == []
+
+
+def test_a_transaction_whose_progress_cannot_be_read_is_shown_as_it_began() -> None:
+    document = shown(replace(row(None), progress={"participants": [{"state": "?"}]}))
+    assert document["reason"] == "what is stored of its progress cannot be read"
+    assert [(p["service_name"], p["state"]) for p in document["participants"]] == [("billing", "PREPARING")]
 
 
 def test_payload_and_metadata_keep_their_digits() -> None:
