@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from bench import growth, latency, relay, throughput, two_phase
+from bench import growth, latency, overload, relay, throughput, timers, two_phase
 from bench.results import PROJECT, Results, command_line, default_file
 from bench.stage import PAIR, SERVICES, BenchmarkFailed, OutOfTime, Stage, end_on_sigterm, open_stage
 from deploy.stack import Stack, StackError
@@ -28,6 +28,8 @@ class What(StrEnum):
     PUBLISH = "publish"
     PROCESSORS = "processors"
     STORED = "stored"
+    TIMERS = "timers"
+    OVERLOAD = "overload"
 
 
 def main(
@@ -43,9 +45,12 @@ def main(
     rows: Annotated[int, typer.Option(min=1_000, max=1_000_000, help="Rows through the relay in a run.")] = 50_000,
     processors: Annotated[list[int] | None, typer.Option(min=1, max=12, help="[default: 1, 2, 4]")] = None,
     stored: Annotated[list[int] | None, typer.Option(min=100, help="[default: 1000, 100000, 1000000]")] = None,
+    waiting: Annotated[int, typer.Option(min=10, max=100_000, help="Sagas that wait for a timer.")] = 10_000,
+    wait_s: Annotated[float, typer.Option(min=70, max=3_000, help="Seconds that they wait.")] = 240,
+    overload_s: Annotated[float, typer.Option(min=10, max=3_600, help="Seconds of twice what it can do.")] = 600,
     fill_limit_s: Annotated[float, typer.Option(min=1, help="Seconds that filling the tables once may take.")] = 600,
     run_limit_s: Annotated[float, typer.Option(min=5, max=3600, help="Seconds that one measured run may take.")] = 170,
-    limit_s: Annotated[float, typer.Option(min=10, help="Nothing begins after so many seconds.")] = 3_000,
+    limit_s: Annotated[float, typer.Option(min=10, help="Nothing begins after so many seconds.")] = 7_200,
     port_base: Annotated[int, typer.Option(envvar="FLUXORA_BENCH_PORT_BASE", help="First of a hundred ports.")] = 29600,
     run_dir: Annotated[Path, typer.Option(envvar="FLUXORA_BENCH_RUN_DIR", help="Data and logs.")] = Path(".run-bench"),
     output: Annotated[Path | None, typer.Option(help="Results. [default: bench/results/<date>.jsonl]")] = None,
@@ -84,6 +89,8 @@ def main(
         What.STORED: lambda stage: growth.stored(
             stage, sizes=sizes, sagas=sagas, runs=runs, alone=alone, fill_limit_s=fill_limit_s
         ),
+        What.TIMERS: lambda stage: timers.measure(stage, waiting=waiting, wait_s=wait_s, sagas=sagas, runs=runs),
+        What.OVERLOAD: lambda stage: overload.measure(stage, seconds=overload_s, sagas=sagas),
     }
     failed = False
     try:

@@ -76,9 +76,7 @@ class OverRest:
 
     async def _connect(self, url: str) -> aiohttp.ClientSession:
         limits = aiohttp.TCPConnector(limit=self._clients)
-        return aiohttp.ClientSession(
-            url, connector=limits, timeout=aiohttp.ClientTimeout(total=30), raise_for_status=True
-        )
+        return aiohttp.ClientSession(url, connector=limits, timeout=aiohttp.ClientTimeout(total=30))
 
     def __enter__(self) -> Self:
         return self
@@ -106,12 +104,21 @@ class OverRest:
 
     async def post(self, refuse: bool) -> str:
         """Start one; returns its id."""
+        status, _, id = await self.ask(refuse)
+        if id is None:
+            raise RuntimeError(f"POST /sagas was answered {status}")
+        return id
+
+    async def ask(self, refuse: bool = False) -> tuple[int, str | None, str | None]:
+        """Ask for one; returns status, Retry-After, and its id if it was accepted."""
         steps = [
             {"name": s.name, "service_name": s.service_name, "command": "do", "payload": s.payload}
             for s in _steps(refuse)
         ]
         async with self._http.post("/sagas", json={"name": "order", "steps": steps}) as answer:
-            return str((await answer.json())["saga_id"])
+            told = await answer.json(content_type=None)
+            id = str(told["saga_id"]) if answer.status == 201 else None
+            return answer.status, answer.headers.get("Retry-After"), id
 
     def one(self, refuse: bool = False) -> str:
         """As ``post``, from outside of the loop."""

@@ -6,6 +6,7 @@ the fast form.
 
 import os
 import sys
+import time
 
 import psycopg
 from sqlalchemy import Connection, text
@@ -18,16 +19,21 @@ _INSERT = text("INSERT INTO {} (order_id, amount) SELECT * FROM unnest(CAST(:ids
 _UNDO = text("UPDATE {} SET state = 'undone' WHERE order_id = ANY(CAST(:ids AS uuid[]))")
 
 
+def _refused(command: Command, now: float) -> bool:
+    return bool(command.payload["refuse"] or now < command.payload.get("not_before", 0))
+
+
 def order_service(name: str) -> Service:
     service = Service(name)
     insert, undo_ = text(_INSERT.text.format(name)), text(_UNDO.text.format(name))
 
     @service.action("do", batch=True)
     def do(connection: Connection, commands: list[Command]) -> list[dict[str, int] | Refused]:
-        accepted = [command for command in commands if not command.payload["refuse"]]
+        now = time.time()
+        accepted = [command for command in commands if not _refused(command, now)]
         if accepted:
             connection.execute(insert, {"ids": [c.transaction_id for c in accepted], "amounts": [1] * len(accepted)})
-        return [Refused("no") if command.payload["refuse"] else {"amount": 1} for command in commands]
+        return [Refused("no") if _refused(command, now) else {"amount": 1} for command in commands]
 
     @service.compensation("do", batch=True)
     def undo(connection: Connection, commands: list[Command]) -> list[None]:

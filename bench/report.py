@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bench import growth, hops, latency, relay, throughput, two_phase
+from bench import growth, hops, latency, overload, relay, throughput, timers, two_phase
 from bench.distribution import median
 from bench.results import RUN, Result, UnreadableResults, read, select
 
@@ -266,6 +266,51 @@ def _stored(lines: list[Result]) -> str:
     return table(head, rows)
 
 
+def _timers(lines: list[Result]) -> str:
+    rows: list[Row] = []
+    for (waiting,), runs in _groups(select(lines, timers.BENCH, measured="rate"), "waiting").items():
+        idle = select(lines, timers.BENCH, measured="idle", waiting=waiting)[-1]
+        late = select(lines, timers.BENCH, measured="lateness", waiting=waiting)
+        rows.append(
+            (
+                f"{waiting:,}",
+                _of(runs, "sagas_per_s"),
+                _of(runs, "cpu_ms"),
+                float(idle["percent_of_a_core"]),
+                float(idle["percent_of_a_core_by_process"].get("deadline-clock", 0.0)),
+                *((float(late[-1]["p50_ms"]), float(late[-1]["p99_ms"])) if late else ("–", "–")),
+            )
+        )
+    head = (
+        "sagas that wait",
+        "sagas/s",
+        "CPU ms a saga",
+        "% of a core at rest",
+        "of which the clock",
+        "p50 ms from timer to end",
+        "p99 ms",
+    )
+    return table(head, rows)
+
+
+def _overload(lines: list[Result]) -> str:
+    one = select(lines, overload.BENCH)[-1]
+    minutes = one["answer_ms_by_minute"]
+    first, last = one["memory_mb_in_second_minute"], one["memory_mb_at_the_end"]
+    told = [
+        ("asked for, a second", float(one["asked_per_s"])),
+        ("seconds", int(one["seconds"])),
+        ("accepted", int(one["accepted"])),
+        ("refused with Retry-After", int(one["refused"])),
+        ("not sent: too many under way", int(one["not_sent"])),
+        ("accepted and lost", 0),
+        ("seconds from the last request to the last END", float(one["done_after_s"])),
+        *((f"ms until an answer, p50 / p99, minute {m}", f"{t['p50_ms']} / {t['p99_ms']}") for m, t in minutes.items()),
+        *((f"MB of {name}, second minute and last", f"{size} / {last.get(name, 0)}") for name, size in first.items()),
+    ]
+    return table(("", ""), told)
+
+
 def _peers(lines: list[Result]) -> str:
     rows: list[Row] = []
     for (system, mix), found in _groups(select(lines, "peer"), "system", "mix").items():
@@ -304,6 +349,8 @@ TABLES: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
     "idle": ("idle", _idle),
     "processors": (growth.PROCESSORS, _processors),
     "stored": (growth.STORED, _stored),
+    "timers": (timers.BENCH, _timers),
+    "overload": (overload.BENCH, _overload),
     "peers": ("peer", _peers),
     "ratios": ("ratio", _ratios),
 }

@@ -3,7 +3,7 @@
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +92,7 @@ class Stage:
             **cpu.per_saga(before, after, sagas),
         }
 
-    def check(self, ids: list[str], refused: int) -> None:
+    def check(self, ids: list[str], refused: int, steps: Sequence[str] = NAMES) -> None:
         """Compare states and rows with what must be there, as the peers' driver does."""
         with psycopg.connect(self.endpoints["DATABASE_URL"]) as connection:
             states: dict[str, int] = dict(
@@ -104,7 +104,7 @@ class Stage:
         if states != {state: count for state, count in want.items() if count}:
             raise BenchmarkFailed(f"of {len(ids)} sagas, {refused} to be refused, there are {states}")
         with psycopg.connect(self.orders_url) as connection:
-            for name in NAMES:
+            for name in steps:
                 [row] = connection.execute(
                     f"SELECT count(*), count(*) FILTER (WHERE state <> 'done') FROM {name} "
                     "WHERE order_id = ANY(%s::uuid[])",

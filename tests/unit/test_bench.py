@@ -225,6 +225,45 @@ def test_the_growth_of_cost_is_a_ratio_to_the_smallest() -> None:
     assert [row.split("|")[5].strip() for row in rows] == ["1.00", "1.10", "1.05"]
 
 
+def test_timers_are_told_beside_the_same_load_without_them() -> None:
+    def timers(measured: str, waiting: int, **figures: Any) -> dict[str, Any]:
+        return {"run": "1", "bench": "timers", "measured": measured, "waiting": waiting, **figures}
+
+    def idle(waiting: int, all_of_it: float, clock: float) -> dict[str, Any]:
+        used = {"kafka": all_of_it - clock, "deadline-clock": clock}
+        return timers("idle", waiting, percent_of_a_core=all_of_it, percent_of_a_core_by_process=used)
+
+    lines = [
+        timers("rate", 0, sagas_per_s=400.0, cpu_ms=4.0),
+        idle(0, 9.0, 0.25),
+        timers("rate", 10_000, sagas_per_s=390.0, cpu_ms=4.1),
+        idle(10_000, 9.5, 0.5),
+        timers("lateness", 10_000, p50_ms=80.0, p99_ms=300.0),
+    ]
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in report("{{timers}}", lines).splitlines()[2:]]
+    assert rows[0] == ["0", "400", "4.00", "9.00", "0.25", "–", "–"]
+    assert rows[1] == ["10,000", "390", "4.10", "9.50", "0.50", "80.0", "300"]
+
+
+def test_an_overload_is_told_by_minute_and_process() -> None:
+    one = {
+        "run": "1",
+        "bench": "overload",
+        "asked_per_s": 400.0,
+        "seconds": 120,
+        "accepted": 30_000,
+        "refused": 18_000,
+        "not_sent": 0,
+        "done_after_s": 41.5,
+        "answer_ms_by_minute": {"1": {"n": 9, "p50_ms": 5.0, "p99_ms": 70.0}},
+        "memory_mb_in_second_minute": {"kafka": 500.0},
+        "memory_mb_at_the_end": {"kafka": 505.5},
+    }
+    told = report("{{overload}}", [one])
+    assert "| 18,000 |" in told and "| 5.0 / 70.0 |" in told
+    assert "| MB of kafka, second minute and last | 500.0 / 505.5 |" in told
+
+
 def test_a_table_has_numbers_to_the_right() -> None:
     assert table(("a", "b"), [("x", 1), ("y", 12345.6)]).splitlines()[1:] == [
         "| :-- | --: |",

@@ -1,0 +1,151 @@
+"""Twice as much as the platform can do, for minutes: does memory grow, is anything lost, is it over when it is over?"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import psutil
+
+from bench import throughput
+from bench.distribution import arrivals, median
+from bench.ends import NotEnded
+from bench.load import OverRest
+from bench.stage import BenchmarkFailed, Stage, milliseconds
+
+BENCH = "overload"
+#: Of what it can do.
+FACTOR = 2
+#: Requests under way at once, at most: what does not fit is not sent, and counted.
+_MOST_AT_ONCE = 2_000
+_SAMPLE_S = 5.0
+_SEED = 11
+
+
+@dataclass
+class _Seen:
+    accepted: list[str] = field(default_factory=list)
+    #: By status and Retry-After.
+    answers: Counter[tuple[int, str | None]] = field(default_factory=Counter)
+    not_sent: int = 0
+    #: Seconds until an answer, by minute from the start.
+    took: dict[int, list[float]] = field(default_factory=dict)
+    #: Megabytes by process, every few seconds.
+    memory: list[dict[str, float]] = field(default_factory=list)
+
+
+class _Flood(OverRest):
+    """Requests that come by chance, whether or not those before are answered."""
+
+    def __init__(self, stage: Stage) -> None:
+        super().__init__(stage.endpoints, clients=_MOST_AT_ONCE)
+        self._stage = stage
+        self.seen = _Seen()
+
+    def run(self, rate: float, seconds: float) -> None:
+        self._loop.run_until_complete(self._run(rate, seconds))
+
+    async def _run(self, rate: float, seconds: float) -> None:
+        sampling = asyncio.create_task(self._sample())
+        began, under_way = time.monotonic(), set[asyncio.Task[None]]()
+        for at in arrivals(rate, seconds, _SEED):
+            await asyncio.sleep(max(0.0, began + at - time.monotonic()))
+            if len(under_way) >= _MOST_AT_ONCE:
+                self.seen.not_sent += 1
+                continue
+            task = asyncio.create_task(self._one(int(at // 60)))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+        sampling.cancel()
+        await asyncio.gather(*under_way)
+
+    async def _one(self, minute: int) -> None:
+        began = time.monotonic()
+        status, retry_after, id = await self.ask()
+        self.seen.took.setdefault(minute, []).append(time.monotonic() - began)
+        self.seen.answers[status, retry_after] += 1
+        if id is not None:
+            self.seen.accepted.append(id)
+
+    async def _sample(self) -> None:
+        while True:
+            self.seen.memory.append(_megabytes(self._stage))
+            await asyncio.sleep(_SAMPLE_S)
+
+
+def measure(stage: Stage, *, seconds: float, sagas: int) -> None:
+    """Twice the rate of ``rest`` (that of this run, or measured now) for ``seconds``, then nothing until all is done.
+
+    Raises:
+        BenchmarkFailed: an answer that is neither 201, nor 429 or 503 with Retry-After; or what was accepted has not
+            ended well within as long again.
+    """
+    if not stage.results.of(throughput.BENCH, kind="rest", mix="success"):
+        throughput.measure(stage, sagas=sagas, runs=1, kinds=("rest",))
+    can = median([float(one["sagas_per_s"]) for one in stage.results.of(throughput.BENCH, kind="rest", mix="success")])
+    stage.look_at_the_clock()
+    with _Flood(stage) as flood:
+        flood.run(FACTOR * can, seconds)
+        over, seen = time.time(), flood.seen
+        wrong = {
+            key: count
+            for key, count in seen.answers.items()
+            if key[0] != 201 and (key[0] not in (429, 503) or key[1] is None)
+        }
+        if wrong:
+            raise BenchmarkFailed(f"answers that are not among those allowed (status, Retry-After): {wrong}")
+        try:
+            recovered = stage.ends.wait(seen.accepted, seconds + stage.limit_s) - over
+        except NotEnded as error:
+            raise BenchmarkFailed(f"accepted and not done: {error}") from error
+        stage.check(seen.accepted, 0)
+        after = flood.one()
+    stage.ends.wait([after], stage.limit_s)
+    first, last = _grown(seen.memory)
+    result = stage.results.add(
+        BENCH,
+        seconds=round(seconds),
+        can_per_s=can,
+        asked_per_s=round(FACTOR * can, 1),
+        accepted=len(seen.accepted),
+        refused=sum(count for (status, _), count in seen.answers.items() if status != 201),
+        not_sent=seen.not_sent,
+        done_after_s=round(recovered, 1),
+        answer_ms_by_minute={minute + 1: milliseconds(took) for minute, took in sorted(seen.took.items())},
+        memory_mb_in_second_minute=first,
+        memory_mb_at_the_end=last,
+    )
+    stage.say(
+        f"overload: {result['accepted']} accepted, {result['refused']} refused, the last was done "
+        f"{result['done_after_s']} s after the end; memory {sum(first.values()):.0f} -> {sum(last.values()):.0f} MB"
+    )
+
+
+def _megabytes(stage: Stage) -> dict[str, float]:
+    """Resident memory by process. PostgreSQL's backends share theirs: it is left out."""
+    found = {}
+    for file in _pid_files(stage):
+        try:
+            process = psutil.Process(int(file[1]))
+            found[file[0]] = process.memory_info().rss / 1024**2
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _pid_files(stage: Stage) -> Iterator[tuple[str, str]]:
+    for file in sorted(stage.pids.iterdir()):
+        if not file.name.startswith(".") and file.name != "postgres":
+            yield file.name, file.read_text()
+
+
+def _grown(samples: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:
+    """Medians of a minute of samples: the second minute, in which all that is made once is there, and the last."""
+    minute = int(60 / _SAMPLE_S)
+    return _medians(samples[minute : 2 * minute] or samples), _medians(samples[-minute:])
+
+
+def _medians(samples: list[dict[str, float]]) -> dict[str, float]:
+    names = sorted({name for one in samples for name in one})
+    return {name: round(median([one[name] for one in samples if name in one]), 1) for name in names}
