@@ -5,6 +5,7 @@ folded; the supervisor starts it again and the partition row says where to go on
 """
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -113,6 +114,7 @@ class SagaWorker:
         self.app.sensors.remove(self.app.monitor)
         try:
             self._processor = await self._connect()
+            _settle_heap()
             await asyncio.gather(self._fold(self._processor), self._catch_up(self._processor))
         except asyncio.CancelledError:
             raise
@@ -176,6 +178,17 @@ class SagaWorker:
             await processor.catch_up(owned, stuck_after=0.0 if idle else self._settings.stuck_after)
             self._ready = bool(owned) or self._ready
             await asyncio.sleep(self._settings.catch_up_interval if self._ready else 0.1)
+
+
+def _settle_heap() -> None:
+    """Have the cyclic collector leave alone what lives as long as the process, and look more seldom at what is new.
+
+    Thousands of sagas under way survive it and bring on full collections, each of which walked all of Faust too: 15 %
+    of the fold's CPU, of which 3 % are left. The fold makes no cycles, so what waits for a collection is little.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 def _record(fetched: Any) -> Record:
