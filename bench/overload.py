@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+import aiohttp
 import psutil
 
 from bench import throughput
@@ -28,6 +30,8 @@ class _Seen:
     accepted: list[str] = field(default_factory=list)
     #: By status and Retry-After.
     answers: Counter[tuple[int, str | None]] = field(default_factory=Counter)
+    #: Requests without an answer that could be read, by what went wrong.
+    failed: Counter[str] = field(default_factory=Counter)
     not_sent: int = 0
     #: Seconds until an answer, by minute from the start.
     took: dict[int, list[float]] = field(default_factory=dict)
@@ -57,12 +61,17 @@ class _Flood(OverRest):
             task = asyncio.create_task(self._one(int(at // 60)))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
-        sampling.cancel()
         await asyncio.gather(*under_way)
+        if not sampling.cancel():
+            sampling.result()  # it ends by an error only
 
     async def _one(self, minute: int) -> None:
         began = time.monotonic()
-        status, retry_after, id = await self.ask()
+        try:
+            status, retry_after, id = await self.ask()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            self.seen.failed[type(error).__name__] += 1
+            return
         self.seen.took.setdefault(minute, []).append(time.monotonic() - began)
         self.seen.answers[status, retry_after] += 1
         if id is not None:
@@ -78,8 +87,8 @@ def measure(stage: Stage, *, seconds: float, sagas: int) -> None:
     """Twice the rate of ``rest`` (that of this run, or measured now) for ``seconds``, then nothing until all is done.
 
     Raises:
-        BenchmarkFailed: an answer that is neither 201, nor 429 or 503 with Retry-After; or what was accepted has not
-            ended well within as long again.
+        BenchmarkFailed: no answer, or one that is neither 201, nor 429 or 503 with Retry-After; or what was accepted
+            has not ended well within as long again.
     """
     if not stage.results.of(throughput.BENCH, kind="rest", mix="success"):
         throughput.measure(stage, sagas=sagas, runs=1, kinds=("rest",))
@@ -93,8 +102,10 @@ def measure(stage: Stage, *, seconds: float, sagas: int) -> None:
             for key, count in seen.answers.items()
             if key[0] != 201 and (key[0] not in (429, 503) or key[1] is None)
         }
-        if wrong:
-            raise BenchmarkFailed(f"answers that are not among those allowed (status, Retry-After): {wrong}")
+        if wrong or seen.failed:
+            raise BenchmarkFailed(
+                f"answers that are not among those allowed (status, Retry-After): {wrong}; no answer: {seen.failed}"
+            )
         try:
             recovered = stage.ends.wait(seen.accepted, seconds + stage.limit_s) - over
         except NotEnded as error:
@@ -129,15 +140,16 @@ def _megabytes(stage: Stage) -> dict[str, float]:
         try:
             process = psutil.Process(int(file[1]))
             found[file[0]] = process.memory_info().rss / 1024**2
-        except psutil.NoSuchProcess:
-            continue
+        except (psutil.NoSuchProcess, ValueError):
+            continue  # it is being started again
     return found
 
 
 def _pid_files(stage: Stage) -> Iterator[tuple[str, str]]:
     for file in sorted(stage.pids.iterdir()):
         if not file.name.startswith(".") and file.name != "postgres":
-            yield file.name, file.read_text()
+            with suppress(FileNotFoundError):
+                yield file.name, file.read_text()
 
 
 def _grown(samples: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:

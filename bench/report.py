@@ -300,10 +300,9 @@ def _overload(lines: list[Result]) -> str:
     told = [
         ("asked for, a second", float(one["asked_per_s"])),
         ("seconds", int(one["seconds"])),
-        ("accepted", int(one["accepted"])),
+        ("accepted, and all of them done", int(one["accepted"])),
         ("refused with Retry-After", int(one["refused"])),
         ("not sent: too many under way", int(one["not_sent"])),
-        ("accepted and lost", 0),
         ("seconds from the last request to the last END", float(one["done_after_s"])),
         *((f"ms until an answer, p50 / p99, minute {m}", f"{t['p50_ms']} / {t['p99_ms']}") for m, t in minutes.items()),
         *((f"MB of {name}, second minute and last", f"{size} / {last.get(name, 0)}") for name, size in first.items()),

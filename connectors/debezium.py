@@ -7,8 +7,9 @@ Checked against Debezium 3.7.0.Final (the definitions in its jars) and on the re
 import re
 from collections.abc import Mapping
 from typing import Final
+from urllib.parse import quote
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import make_url
 
 from participant.tables import PUBLICATION
 
@@ -116,7 +117,7 @@ def configuration(
 
 
 def database_url(config: Mapping[str, str]) -> str:
-    """Return the URL of a connector's database, as ``configuration`` was given it.
+    """Return the URL of a connector's database, as ``configuration`` was given it; libpq takes it too.
 
     Raises:
         ValueError: the configuration names no host or no database, or its port is no number.
@@ -124,14 +125,10 @@ def database_url(config: Mapping[str, str]) -> str:
     host, database = config.get("database.hostname"), config.get("database.dbname")
     if not host or not database:
         raise ValueError("the connector's configuration names no database.hostname or no database.dbname")
-    return URL.create(
-        "postgresql",
-        username=config.get("database.user"),
-        password=config.get("database.password"),
-        host=host,
-        port=int(config.get("database.port", 5432)),
-        database=database,
-    ).render_as_string(hide_password=False)
+    user, password = config.get("database.user"), config.get("database.password")
+    # SQLAlchemy's URL leaves spaces as they are, which libpq refuses.
+    who = "" if user is None else quote(user, "") + ("" if password is None else f":{quote(password, '')}") + "@"
+    return f"postgresql://{who}{host}:{int(config.get('database.port', 5432))}/{quote(database, '')}"
 
 
 def slot_name(connector: str, config: Mapping[str, str]) -> str:

@@ -6,6 +6,7 @@ of the write-ahead log than had been written at that moment (the watermark). Rea
 """
 
 import itertools
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from psycopg.rows import TupleRow
 
 from connectors import Connect, configuration
 from connectors.connect import Connector
-from connectors.debezium import PREFIX, database_url
+from connectors.debezium import PREFIX, database_url, slot_name
 from fluxora.awaited import AwaitedRows, Row
 from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import Progress, TopicReader, TopicUnavailable, headers_of
@@ -119,7 +120,11 @@ def audit(
         if only is not None and connector.config.get("database.dbname") != only:
             continue
         try:
-            with psycopg.connect(database_url(connector.config), autocommit=True, connect_timeout=5) as connection:
+            url = database_url(connector.config)
+        except ValueError as error:
+            raise CannotAudit(f"connector {connector.name}: {error}") from error
+        try:
+            with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
                 with AwaitedRows() as rows:
                     one = _compare(connector, connection, bootstrap_servers, rows, since, wait_s, progress)
                     one.missing = [_missing(row) for row in rows.ordered(limit)] if one.missing_rows else []
@@ -128,7 +133,12 @@ def audit(
                 _look_at_slot(connector, connection, one)
                 _look_at_drift(connector, connection, one)
                 found.append(one)
-        except (psycopg.Error, ValueError) as error:
+        except sqlite3.Error as error:
+            raise CannotAudit(
+                f"the rows of connector {connector.name} cannot be kept on disk meanwhile: {error}. About 150 bytes a "
+                "row are needed in the folder that SQLITE_TMPDIR names (default: TMPDIR)"
+            ) from error
+        except psycopg.Error as error:
             raise CannotAudit(f"the database of connector {connector.name}: {error}") from error
     if not found:
         raise CannotAudit(
@@ -220,14 +230,14 @@ def _confirmed(connection: Connection[TupleRow], connector: Connector, lsn: str)
     """Whether Debezium has confirmed the log up to ``lsn``: what was written before is in Kafka, or is lost."""
     row = connection.execute(
         "SELECT confirmed_flush_lsn >= %s::pg_lsn FROM pg_replication_slots WHERE slot_name = %s",
-        (lsn, connector.config["slot.name"]),
+        (lsn, slot_name(connector.name, connector.config)),
     ).fetchone()
     # Without a slot nothing more will come.
     return row is None or bool(row[0])
 
 
 def _look_at_slot(connector: Connector, connection: Connection[TupleRow], result: DatabaseAudit) -> None:
-    name = connector.config["slot.name"]
+    name = slot_name(connector.name, connector.config)
     row = connection.execute(
         "SELECT active, wal_status, pg_wal_lsn_diff(pg_current_wal_lsn(), confirmed_flush_lsn)::bigint, "
         "pg_wal_lsn_diff(pg_current_wal_lsn(), restart_lsn)::bigint FROM pg_replication_slots WHERE slot_name = %s",
@@ -248,8 +258,7 @@ def _look_at_drift(connector: Connector, connection: Connection[TupleRow], resul
         failed = "".join(f": {failure.summary}" for failure in connector.failures[:1])
         result.problems.append(f"connector {connector.name} is {connector.state}, its tasks {connector.tasks}{failed}")
     config = connector.config
-    url = f"postgresql://{config['database.hostname']}:{config['database.port']}/{config['database.dbname']}"
-    wanted = configuration(url)
+    wanted = configuration(database_url(config))
     for key in sorted(set(wanted) | set(config)):
         if key not in _TUNING and config.get(key) != wanted.get(key):
             result.problems.append(f"connector {connector.name}: {key} is {config.get(key)!r}, not {wanted.get(key)!r}")

@@ -30,6 +30,11 @@ class Skew:
         return abs(now - self._best[2]) <= _KEEP_S
 
     @property
+    def width(self) -> float:
+        """Seconds of the round trip that says so: by so much at most the bounds lie apart."""
+        return self._best[1]
+
+    @property
     def most(self) -> float:
         """By so many seconds the brokers' clock is ahead at most; 0 before the first measurement."""
         return self._best[0]

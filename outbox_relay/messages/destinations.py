@@ -5,7 +5,12 @@ commands. So a name is written down before the first message goes to its instanc
 then on no instance means that it is not there now.
 """
 
+import time
+
 from web.database import Connection, Database
+
+#: Seconds for which a name that was written is taken to be there still.
+_WRITTEN_S = 60.0
 
 #: In the statements that take a message for a topic; with the parameter ``routed_to``.
 USED_HTTP = "EXISTS (SELECT 1 FROM messages.http_destinations WHERE name = %(routed_to)s)"
@@ -16,12 +21,13 @@ class HttpDestinations:
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        #: Names that need not be written again. Never asked whether a name is there: a person may have deleted it.
-        self._written: set[str] = set()
+        #: Until when names need not be written again, monotonic. Not for ever, and never asked whether a name is
+        #: there: a person may have deleted it.
+        self._written: dict[str, float] = {}
 
     async def remember(self, name: str) -> None:
         """Returns when the name is durable. Raises DatabaseUnavailable."""
-        if name in self._written:
+        if time.monotonic() < self._written.get(name, 0.0):
             return
 
         async def work(connection: Connection) -> None:
@@ -30,11 +36,11 @@ class HttpDestinations:
             )
 
         await self._database.run(work)
-        self._written.add(name)
+        self._written[name] = time.monotonic() + _WRITTEN_S
 
     async def has(self, name: str) -> bool:
         """Raises DatabaseUnavailable."""
-        self._written.discard(name)
+        self._written.pop(name, None)
 
         async def work(connection: Connection) -> bool:
             found = await connection.execute(f"SELECT {USED_HTTP} AS used", {"routed_to": name})

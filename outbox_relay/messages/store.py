@@ -152,19 +152,26 @@ _CLAIM = """
 """
 
 _SETTLE = f"""
-    WITH given AS (
+    WITH asked AS (
         SELECT * FROM unnest(%(ids)s::uuid[], %(claims)s::uuid[], %(outcomes)s::text[], %(errors)s::text[],
-                             %(waits)s::float8[]) AS given (id, claim, outcome, error, wait)
+                             %(waits)s::float8[]) AS asked (id, claim, outcome, error, wait)
+    ), given AS (
+        -- Meanwhile it may have been reached over HTTP for the first time, by another replica: decided once more.
+        SELECT asked.*, CASE WHEN outcome = 'HANDED' AND EXISTS (
+                SELECT 1 FROM messages.messages AS message JOIN messages.http_destinations ON name = routed_to
+                WHERE message.id = asked.id
+            ) THEN 'POSTPONED' ELSE outcome END AS settles
+        FROM asked
     ), settled AS (
         UPDATE messages.messages AS message
-        SET status = CASE WHEN outcome IN ('DELIVERED', 'FAILED') THEN outcome ELSE status END,
-            ended_at = CASE WHEN outcome IN ('DELIVERED', 'FAILED') THEN clock_timestamp() END,
-            due = CASE WHEN outcome IN ('RETRY', 'POSTPONED')
-                       THEN clock_timestamp() + given.wait * interval '1 second' END,
-            handed_at = CASE WHEN outcome = 'HANDED' THEN clock_timestamp() END,
-            retry_count = retry_count + CASE WHEN outcome IN ('RETRY', 'FAILED') THEN 1 ELSE 0 END,
+        SET status = CASE WHEN settles IN ('DELIVERED', 'FAILED') THEN settles ELSE status END,
+            ended_at = CASE WHEN settles IN ('DELIVERED', 'FAILED') THEN clock_timestamp() END,
+            due = CASE WHEN settles IN ('RETRY', 'POSTPONED')
+                       THEN clock_timestamp() + COALESCE(given.wait, 0) * interval '1 second' END,
+            handed_at = CASE WHEN settles = 'HANDED' THEN clock_timestamp() END,
+            retry_count = retry_count + CASE WHEN settles IN ('RETRY', 'FAILED') THEN 1 ELSE 0 END,
             last_error = COALESCE(given.error, last_error),
-            letter_due = outcome = 'FAILED',
+            letter_due = settles = 'FAILED',
             claim = NULL
         FROM given
         WHERE message.id = given.id AND message.claim = given.claim AND status = 'PENDING'

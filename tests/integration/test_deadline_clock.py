@@ -49,6 +49,8 @@ class Brokers:
         self.log: list[tuple[bytes, int]] = []
         self.gone = False
         self.ahead = 0.0
+        #: Of the next comparisons, seconds that they wait before they are appended: a leader is elected.
+        self.slow: list[float] = []
         self._reports: list[Callable[[], None]] = []
 
     def now_ms(self) -> int:
@@ -57,6 +59,7 @@ class Brokers:
     def produce(self, topic: str, value: bytes, key: bytes, on_delivery: Callable[..., None]) -> None:
         if self.codec.decode(value)[1]["due_at"].timestamp() == 0:
             self.comparisons += 1
+            time.sleep(self.slow.pop(0) if self.slow else 0)
         else:
             self.keys.append(key.decode())
         self.log.append((value, at := self.now_ms()))
@@ -298,6 +301,27 @@ def test_a_clock_that_was_mended_holds_nothing_back_for_longer_than_a_minute(
     monkeypatch.setattr(time, "monotonic", lambda: now + 61)
     assert clock.look(connection) == 1
     assert brokers.keys == [first, second]
+
+
+def test_a_slow_first_round_trip_is_not_taken_for_clocks_that_agree(
+    connection: psycopg.Connection[Any], clock: Clock, brokers: Brokers
+) -> None:
+    brokers.ahead = -1.5
+    brokers.slow = [1.6]
+    first = due(connection, 0.2)
+    # Past when the clocks have been compared, by the database; not for another second, by the brokers.
+    due(connection, -1.0)
+    assert clock.look(connection) == 1
+    assert (brokers.keys, brokers.comparisons) == ([first], 2)
+
+
+def test_brokers_that_are_always_slow_delay_deadlines_and_withhold_none(
+    connection: psycopg.Connection[Any], clock: Clock, brokers: Brokers
+) -> None:
+    brokers.slow = [0.6] * 20
+    id = due(connection, 1)
+    assert clock.look(connection) == 1
+    assert (brokers.keys, brokers.comparisons) == ([id], 5)
 
 
 def test_the_comparison_delays_no_deadline_and_fires_none(

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from uuid_utils.compat import uuid7
 
-from outbox_relay.messages import migrations
+from outbox_relay.messages import destinations, migrations
 from outbox_relay.messages.acceptance import Acceptance, Answered, KeyReused, Posted
 from outbox_relay.messages.settings import MessageSettings
 from outbox_relay.messages.store import Outcome, Settlement, Status, Store
@@ -102,6 +102,41 @@ def test_a_record_that_overtakes_the_handing_over_of_its_message_confirms_it_all
         with_store(messages_database, work)
     finally:
         fast_commits(messages_database)
+
+
+def test_who_was_reached_over_http_meanwhile_is_not_handed_to_a_topic(messages_database: str) -> None:
+    """The replica that decided was paused; another one has met the first instance since."""
+
+    async def work(store: Store, acceptance: Acceptance) -> None:
+        posted = replace(message(), routed_to="late-to-http")
+        await acceptance.create(posted, None, None)
+        [claimed] = [one for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id]
+        with psycopg.connect(messages_database, autocommit=True) as connection:
+            connection.execute("INSERT INTO messages.http_destinations (name) VALUES ('late-to-http')")
+        assert await store.settle([Settlement(claimed, Outcome.HANDED)]) == {posted.id}
+        row = await store.read(posted.id)
+        assert row is not None and (row["status"], row["retry_count"], row["handed_at"]) == ("PENDING", 0, None)
+        assert [one.id for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id] == [posted.id]
+        with psycopg.connect(messages_database) as connection:
+            found = connection.execute("SELECT count(*) FROM fluxora.outbox WHERE id = %s", (posted.id,)).fetchone()
+        assert found == (0,)
+
+    with_store(messages_database, work)
+
+
+def test_a_name_is_written_again_when_a_person_may_have_deleted_it(
+    messages_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work(store: Store, acceptance: Acceptance) -> None:
+        monkeypatch.setattr(destinations, "_WRITTEN_S", 0.0)
+        used = destinations.HttpDestinations(store._database)
+        await used.remember("comes-back")
+        with psycopg.connect(messages_database, autocommit=True) as connection:
+            connection.execute("DELETE FROM messages.http_destinations WHERE name = 'comes-back'")
+        await used.remember("comes-back")
+        assert await used.has("comes-back")
+
+    with_store(messages_database, work)
 
 
 def test_records_of_others_and_second_copies_confirm_nothing(messages_database: str) -> None:

@@ -3,6 +3,7 @@
 Each works on so many rows or records that holding them would take several times the limit (told beside each).
 """
 
+import sqlite3
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -133,6 +134,10 @@ class Database:
 
 def test_an_audit_holds_its_rows_on_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "TopicReader", Reader)
+    # What SQLite holds is not Python's memory: of it counts that the database is a file, which the empty name means.
+    opened: list[str] = []
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda name, **more: opened.append(name) or connect(name, **more))
 
     def compare() -> tuple[int, list[Row]]:
         with AwaitedRows() as awaited:
@@ -142,6 +147,7 @@ def test_an_audit_holds_its_rows_on_disk(monkeypatch: pytest.MonkeyPatch) -> Non
 
     (compared, left), bytes = peak(compare)
     assert compared == COUNT
+    assert opened == [""]
     assert [row.id for row in left] == [id_of(n * 1000) for n in range(10)]
     assert (left[1].topic, left[1].key, left[1].type) == ("topic-0", "key-1000", "type-1000")
     assert left[1].created_at == BEGIN + timedelta(microseconds=1000)

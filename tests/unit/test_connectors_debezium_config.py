@@ -1,6 +1,7 @@
 """What a connector's configuration says of its database."""
 
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 
 from connectors.debezium import configuration, database_url, slot_name
 
@@ -10,12 +11,14 @@ from connectors.debezium import configuration, database_url, slot_name
     [
         "postgresql://postgres@127.0.0.1:25432/billing",
         "postgresql://b%40b:p%2Fw%3A@db.internal:6543/Orders-2",
+        "postgresql://b%20b:p%20w@db.internal:6543/the%20orders",
     ],
 )
 def test_a_database_is_found_where_its_connector_was_told(url: str) -> None:
     config = configuration(url)
     assert database_url(config) == url
     assert slot_name("another", config) == config["slot.name"]
+    assert conninfo_to_dict(database_url(config))["dbname"] == config["database.dbname"], "libpq reads it too"
 
 
 def test_a_port_that_is_not_given_is_postgresqls() -> None:

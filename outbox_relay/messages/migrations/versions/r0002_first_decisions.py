@@ -10,16 +10,6 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("""
-        ALTER TABLE messages.idempotency_keys ADD COLUMN status text NOT NULL DEFAULT 'PENDING'
-            CONSTRAINT idempotency_keys_status_check CHECK (status IN ('PENDING', 'FAILED'))
-    """)
-    op.execute("COMMENT ON COLUMN messages.idempotency_keys.status IS 'that the first POST was answered with'")
-    # FAILED without an attempt: dropped by a rule when it was posted.
-    op.execute("""
-        UPDATE messages.idempotency_keys SET status = 'FAILED' FROM messages.messages AS message
-        WHERE message.id = message_id AND message.status = 'FAILED' AND retry_count = 0 AND redeliveries = 0
-    """)
-    op.execute("""
         CREATE TABLE messages.http_destinations (
             name text COLLATE "C" PRIMARY KEY,
             since timestamptz NOT NULL DEFAULT now()
@@ -33,6 +23,17 @@ def upgrade() -> None:
     op.execute("""
         INSERT INTO messages.http_destinations (name)
         SELECT DISTINCT routed_to FROM messages.messages WHERE status = 'DELIVERED' AND handed_at IS NULL
+    """)
+    # Last: it shuts out every request with a key until the commit.
+    op.execute("""
+        ALTER TABLE messages.idempotency_keys ADD COLUMN status text NOT NULL DEFAULT 'PENDING'
+            CONSTRAINT idempotency_keys_status_check CHECK (status IN ('PENDING', 'FAILED'))
+    """)
+    op.execute("COMMENT ON COLUMN messages.idempotency_keys.status IS 'that the first POST was answered with'")
+    # FAILED without an attempt: dropped by a rule when it was posted.
+    op.execute("""
+        UPDATE messages.idempotency_keys SET status = 'FAILED' FROM messages.messages AS message
+        WHERE message.id = message_id AND message.status = 'FAILED' AND retry_count = 0 AND redeliveries = 0
     """)
 
 
