@@ -41,7 +41,7 @@ from participant.settings import sqlalchemy_url
 VAULTS = {"vaults": ("http-rm", "http-xa"), "ledger": ("kafka-rm", "kafka-xa")}
 ACCOUNTS = tuple(f"a{i}" for i in range(40))
 #: Of each account at first.
-BALANCE = 1000
+BALANCE = 10_000
 
 TABLES = """
     CREATE TABLE IF NOT EXISTS accounts (
