@@ -73,6 +73,8 @@ class Wire:
     def _carry(self, client: socket.socket) -> None:
         with client, socket.create_connection(self._target) as server, selectors.DefaultSelector() as ready:
             with self._lock:
+                if not self._up:
+                    return  # cut since it was accepted
                 self._open |= {client, server}
             ready.register(client, selectors.EVENT_READ, server)
             ready.register(server, selectors.EVENT_READ, client)

@@ -50,11 +50,12 @@ def pruned(platform: Platform) -> dict[str, str]:
     code, told, errors = fluxora(platform, "prune", "--really", "--wait", "120")
     assert code == 0, errors
     assert told["deleted"] is True
-    assert told["kept"] == {}
+    # Other tests' databases may be gone, and the watcher have brought their connectors back.
+    assert not {"(platform)", "fluxora_fluxora", "fluxora_fluxora_ledger"} & told["kept"].keys(), told["kept"]
     # The watcher may have been there in between.
     for database, tables in counted.items():
         for table, count in tables.items():
-            assert told["rows"][database].get(table, 0) <= count, (database, table)
+            assert told["rows"].get(database, {}).get(table, 0) <= count, (database, table)
     for database, table, _, which in (
         ("fluxora", "transactions", "", "id"),
         ("fluxora", "journal", "", "transaction_id"),
