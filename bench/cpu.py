@@ -1,7 +1,7 @@
 """CPU time by process: of every part of the stack with its children, and of the load client, which is this process."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import psutil
@@ -16,16 +16,25 @@ def snapshot(pids: Path) -> dict[str, float]:
     What children have used that have ended is in it, as far as they were waited for: PostgreSQL's backends come and go.
     """
     found = {CLIENT: time.process_time()}
+    for name, process in processes(pids):
+        try:
+            family = [process, *process.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            continue
+        found[name] = sum(map(_used, family))
+    return found
+
+
+def processes(pids: Path) -> Iterator[tuple[str, psutil.Process]]:
+    """Every part of the stack that runs, by name; one that is just being started again is left out."""
     for file in sorted(pids.iterdir()):
         if file.name.startswith("."):
             continue
         try:
             process = psutil.Process(int(file.read_text()))
-            family = [process, *process.children(recursive=True)]
-        except (psutil.NoSuchProcess, ValueError):
+        except (psutil.NoSuchProcess, ValueError, FileNotFoundError):
             continue
-        found[file.name] = sum(map(_used, family))
-    return found
+        yield file.name, process
 
 
 def _used(process: psutil.Process) -> float:

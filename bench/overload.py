@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import aiohttp
 import psutil
 
-from bench import throughput
+from bench import cpu, throughput
 from bench.distribution import arrivals, median
 from bench.ends import NotEnded
 from bench.load import OverRest
@@ -136,20 +135,11 @@ def measure(stage: Stage, *, seconds: float, sagas: int) -> None:
 def _megabytes(stage: Stage) -> dict[str, float]:
     """Resident memory by process. PostgreSQL's backends share theirs: it is left out."""
     found = {}
-    for file in _pid_files(stage):
-        try:
-            process = psutil.Process(int(file[1]))
-            found[file[0]] = process.memory_info().rss / 1024**2
-        except (psutil.NoSuchProcess, ValueError):
-            continue  # it is being started again
+    for name, process in cpu.processes(stage.pids):
+        if name != "postgres":
+            with suppress(psutil.NoSuchProcess):
+                found[name] = process.memory_info().rss / 1024**2
     return found
-
-
-def _pid_files(stage: Stage) -> Iterator[tuple[str, str]]:
-    for file in sorted(stage.pids.iterdir()):
-        if not file.name.startswith(".") and file.name != "postgres":
-            with suppress(FileNotFoundError):
-                yield file.name, file.read_text()
 
 
 def _grown(samples: list[dict[str, float]]) -> tuple[dict[str, float], dict[str, float]]:

@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from connectors.connect import Connect, Connector, ConnectRefused, ConnectUnavailable
 from connectors.debezium import PREFIX, database_url, slot_name
 from connectors.slots import SlotState, engine_for, slot_state
+from participant.local_transaction import first_line
 
 log = structlog.get_logger(__name__)
 
@@ -190,7 +191,7 @@ class Watcher:
             with engine_for(database_url(config)).connect() as connection:
                 state = slot_state(connection, slot)
         except (SQLAlchemyError, ValueError) as error:
-            troubles[f"{name} database"] = (str(error).splitlines() or [repr(error)])[0]
+            troubles[f"{name} database"] = first_line(error)
             return
         LOST.labels(slot).set(1 if state is None or state.lost else 0)
         if state is None:
