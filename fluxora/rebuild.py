@@ -172,7 +172,10 @@ class Rebuild:
         for spec in (OffsetSpec.earliest(), OffsetSpec.latest()):  # type: ignore[no-untyped-call]
             asked = {TopicPartition(INPUT_TOPIC, p): spec for p in topic.partitions}
             found = self._admin.list_offsets(asked, request_timeout=10)
-            bounds.append({partition.partition: future.result().offset for partition, future in found.items()})
+            offsets = {partition.partition: future.result().offset for partition, future in found.items()}
+            if unknown := sorted(p for p, offset in offsets.items() if offset < 0):
+                raise CannotRebuild(f"the brokers do not know how far {INPUT_TOPIC} {unknown} reaches now; try again.")
+            bounds.append(offsets)
         return {p: (bounds[0][p], bounds[1][p]) for p in topic.partitions}
 
     def fold(self, ends: dict[int, int], progress: Progress, *, whole: bool = True) -> None:

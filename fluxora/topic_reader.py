@@ -10,6 +10,7 @@ from typing import Self, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
+from participant.membership import sound
 from schemas import FluxoraError
 
 #: Seconds without a record from a partition that has more.
@@ -100,7 +101,7 @@ class TopicReader:
         if ms is None:
             return {}
         asked = [TopicPartition(self._topic, p, max(0, ms)) for p in partitions]
-        found = self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S)
+        found = sound(self._consumer.offsets_for_times(asked, timeout=_TIMEOUT_S), known=True)
         # A negative offset means "the end": no record is that late.
         return {one.partition: one.offset if one.offset >= 0 else 2**62 for one in found}
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TypeVar, cast
 
 import structlog
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter
 
@@ -28,6 +28,7 @@ from outbox_relay.predecessors import Answered, read_answered
 from outbox_relay.settings import RelaySettings
 from outbox_relay.window import Window
 from participant.dead_letters import DeadLetters
+from participant.membership import NO_WAY_BACK, Hearing, sound, take_up
 from saga_processors.records import HTTP_COMMANDS_TOPIC
 from schemas import Codec, RegistryUnavailable, UndecodableRecord
 
@@ -103,7 +104,10 @@ class Intake:
             settings.kafka_bootstrap_servers, _SERVICE, reported_by="outbox_relay.intake.Intake"
         )
         self._trouble: str | None = "no partitions assigned yet"
-        self._consumer = Consumer(_consumer_settings(settings), logger=logging.getLogger("librdkafka"))
+        self._hearing = Hearing()
+        self._consumer = Consumer(
+            {**self._hearing.settings, **_consumer_settings(settings)}, logger=logging.getLogger("librdkafka")
+        )
 
     @property
     def trouble(self) -> str | None:
@@ -125,6 +129,7 @@ class Intake:
         self._consumer.subscribe([TOPIC], on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._lost)
         while not self._stopping.is_set():
             self._turned = time.monotonic()
+            self._hearing.check((TOPIC, partition) for partition in self._windows)
             first = self._consumer.poll(POLL_S)
             if first is None:
                 self._take_over()
@@ -185,7 +190,7 @@ class Intake:
         for message in messages:
             error = message.error()
             if error is not None:
-                if error.fatal() or error.code() in _NO_WAY_BACK:
+                if error.fatal() or error.code() in NO_WAY_BACK:
                     raise KafkaFailure(error)
                 if error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
                     self._trouble = f"the topic {TOPIC} does not exist; `fluxora init` creates it"
@@ -223,7 +228,9 @@ class Intake:
         if not self._new:
             return
         begun = []
-        for found in self._consumer.committed([TopicPartition(TOPIC, p) for p in self._new], timeout=_ANSWER_S):
+        asked = [TopicPartition(TOPIC, p) for p in self._new]
+        # An error must not pass for "nothing was committed": what a relay before this one did would be done again.
+        for found in sound(self._consumer.committed(asked, timeout=_ANSWER_S)):
             low, end = self._consumer.get_watermark_offsets(found, timeout=_ANSWER_S)
             start = max(found.offset, low)
             untouched = found.offset < 0 or found.metadata == _LEFT
@@ -319,6 +326,7 @@ class Intake:
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        take_up(consumer, partitions, OFFSET_BEGINNING)
         self._new.update(partition.partition for partition in partitions)
         log.info("partitions_assigned", partitions=sorted({*self._windows, *self._new}))
 
@@ -357,9 +365,6 @@ def _consumer_settings(settings: RelaySettings) -> dict[str, str | int | bool]:
         found["group.instance.id"] = f"{GROUP}-{settings.instance}"
     return found
 
-
-#: After these librdkafka never consumes again, though the binding does not call them fatal (participant.worker).
-_NO_WAY_BACK = (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 _SAMPLE = {"transaction_id": "", "command_id": "", "attempt": 1, "outcome": "DONE", "reason": None}
 _SAMPLES = {

@@ -15,6 +15,7 @@ from confluent_kafka import KafkaException as KafkaFailure
 
 from outbox_relay.command import REPLY_ID_END, SOURCE
 from participant.command import TRANSACTIONS_TOPIC
+from participant.membership import sound
 
 _TIMEOUT_S = 10.0
 _BATCH = 5_000
@@ -66,7 +67,7 @@ def _ranges(consumer: Consumer, since: float) -> dict[int, tuple[int, int]]:
     partitions = consumer.list_topics(TRANSACTIONS_TOPIC, timeout=_TIMEOUT_S).topics[TRANSACTIONS_TOPIC].partitions
     asked = [TopicPartition(TRANSACTIONS_TOPIC, partition, max(0, round(since * 1000))) for partition in partitions]
     found = {}
-    for start in consumer.offsets_for_times(asked, timeout=_TIMEOUT_S):
+    for start in sound(consumer.offsets_for_times(asked, timeout=_TIMEOUT_S), known=True):
         _, end = consumer.get_watermark_offsets(start, timeout=_TIMEOUT_S)
         # A negative offset: no record is that late.
         if 0 <= start.offset < end:

@@ -16,16 +16,17 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from threading import Event
 from types import FrameType
-from typing import cast
+from typing import Any, Literal, cast
 
 import stamina
 import structlog
-from confluent_kafka import Consumer, KafkaError, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, Message, TopicPartition
 from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter, Gauge, Histogram
 
 from participant.health import HealthServer
 from participant.local_transaction import Retry
+from participant.membership import NO_WAY_BACK, Hearing, take_up
 from participant.settings import Settings
 from schemas import RegistryUnavailable
 
@@ -88,13 +89,13 @@ class Stream:
         *,
         group: str,
         missing_topic: str,
-        start: str = "earliest",
+        start: Literal["earliest", "latest"] = "earliest",
         released: Callable[[Place], None] = lambda place: None,
     ) -> None:
         """
         Args:
             missing_topic: what to do about a topic that is not there, for the report.
-            start: where a group without offsets begins, ``earliest`` or ``latest``.
+            start: where a group without offsets begins.
             released: told of a partition that is no longer this member's.
         """
         self._topics = list(topics)
@@ -116,6 +117,8 @@ class Stream:
         self._held: dict[Place, tuple[int, float]] = {}
         #: The next offset of each partition, worked on before; what is committed.
         self._positions: dict[Place, int] = {}
+        self._start = OFFSET_END if start == "latest" else OFFSET_BEGINNING
+        self._hearing = Hearing()
         self._consumer = Consumer(self._consumer_settings(start), logger=logging.getLogger("librdkafka"))
 
     def run(self) -> None:
@@ -167,6 +170,7 @@ class Stream:
     def _turn(self) -> None:
         self._settle()
         self._measure_lag()
+        self._hearing.check(self._assigned)
         first = self._consumer.poll(self._patience())
         if first is None:
             return
@@ -312,11 +316,6 @@ class Stream:
             return
         self._measured = time.monotonic()
         try:
-            unknown = [TopicPartition(*place) for place in self._assigned if place not in self._positions]
-            if unknown:
-                for known in self._consumer.committed(unknown, timeout=ASIDE_S):
-                    if known.offset >= 0:
-                        self._positions.setdefault((known.topic, known.partition), known.offset)
             for place in sorted(self._assigned):
                 # What is not fetched has no fresh watermark in the cache.
                 asked = place in self._quiet
@@ -329,6 +328,8 @@ class Stream:
 
     def _assign(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         places = {(partition.topic, partition.partition) for partition in partitions}
+        found = take_up(consumer, partitions, self._start)
+        self._positions.update({(one.topic, one.partition): one.offset for one in found if one.offset >= 0})
         self._assigned |= places
         self._fresh |= places
         self._quiet -= places
@@ -361,8 +362,9 @@ class Stream:
     def _ready(self) -> list[str]:
         return [self._trouble] if self._trouble else []
 
-    def _consumer_settings(self, start: str) -> dict[str, str | int | bool]:
-        settings: dict[str, str | int | bool] = {
+    def _consumer_settings(self, start: str) -> dict[str, Any]:
+        settings: dict[str, Any] = {
+            **self._hearing.settings,
             "bootstrap.servers": self._settings.kafka_bootstrap_servers,
             "group.id": self._group,
             "client.id": f"{self._group}-{self._settings.instance or os.getpid()}",
@@ -378,11 +380,6 @@ class Stream:
         if self._settings.instance:
             settings["group.instance.id"] = f"{self._group}-{self._settings.instance}"
         return settings
-
-
-#: After these librdkafka never consumes again, though the binding does not call them fatal: a broker that was away
-#: for longer than the session timeout fences the static member that comes back. The process must start anew.
-NO_WAY_BACK = (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 
 def place_of(message: Message) -> Place:

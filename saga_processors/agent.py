@@ -10,8 +10,10 @@ import logging
 import os
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import faust
 import structlog
@@ -31,6 +33,8 @@ from schemas import Codec
 log = structlog.get_logger()
 
 _EX_TEMPFAIL = 75
+#: Seconds between two looks at whether this process is in its group.
+_WATCH_EVERY_S = 1.0
 
 
 class SagaWorker:
@@ -78,7 +82,8 @@ class SagaWorker:
             table_standby_replicas=0,
             worker_redirect_stdouts=False,
         )
-        self.app.transport = Transport([URL(f"aiokafka://{settings.kafka_bootstrap_servers}")], self.app)
+        self._transport = Transport([URL(f"aiokafka://{settings.kafka_bootstrap_servers}")], self.app)
+        self.app.transport = self._transport
         self.app.agent(self.app.topic(INPUT_TOPIC, schema=Undecoded()))(self._receive)
         self.app.on_partitions_revoked.connect(self._revoked, weak=False)
         self.app.task(self._run)
@@ -92,7 +97,15 @@ class SagaWorker:
         logging.basicConfig(
             stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s %(message)s"
         )
+        threading.Thread(target=self._watch, name="membership", daemon=True).start()
         faust.Worker(self.app, override_logging=False, redirect_stdouts=False).execute_from_commandline()
+
+    def _watch(self) -> None:
+        """End the process that Faust lets live on outside its group. A thread, because before the first assignment
+        Faust runs nothing of ours."""
+        while (failure := self._transport.failure()) is None:
+            time.sleep(_WATCH_EVERY_S)
+        _end(ConnectionError(f"no longer a member of {APP_ID}: {failure!r}"))
 
     def _not_ready_because(self) -> list[str]:
         return [] if self._ready else ["has not joined its consumer group, or has not taken over its partitions"]
@@ -119,9 +132,7 @@ class SagaWorker:
         except asyncio.CancelledError:
             raise
         except BaseException as error:
-            log.critical("processor ends; it will be started again", error=repr(error), exc_info=True)
-            sys.stderr.flush()
-            os._exit(_EX_TEMPFAIL)
+            _end(error)
 
     async def _connect(self) -> Processor:
         settings = self._settings
@@ -178,6 +189,12 @@ class SagaWorker:
             await processor.catch_up(owned, stuck_after=0.0 if idle else self._settings.stuck_after)
             self._ready = bool(owned) or self._ready
             await asyncio.sleep(self._settings.catch_up_interval if self._ready else 0.1)
+
+
+def _end(error: BaseException) -> NoReturn:
+    log.critical("processor ends; it will be started again", error=repr(error), exc_info=error)
+    sys.stderr.flush()
+    os._exit(_EX_TEMPFAIL)
 
 
 def _settle_heap() -> None:

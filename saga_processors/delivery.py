@@ -9,7 +9,7 @@ event stands for the offset of its last record, and the offsets before it are no
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import faust
 from faust.transport.drivers import aiokafka
@@ -36,6 +36,22 @@ class _BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]  # Faust has no t
         message.value = records
         return message
 
+    def failure(self) -> BaseException | None:
+        """See the transport's.
+
+        aiokafka tells it to callers of its own ``getmany``, where Faust goes past it, and until somebody has heard it
+        does nothing more about its membership: the member would live on, deaf. Seen when a broker comes back and knows
+        no broker yet.
+        """
+        member = self._thread._consumer
+        coordinator = None if member is None or member._closed else member._coordinator
+        if coordinator is None:
+            return None  # it has not begun yet, or is at its end
+        task = coordinator._coordination_task
+        if task.done() and not task.cancelled():
+            return cast("BaseException | None", task.exception())
+        return cast("BaseException | None", coordinator._pending_exception)
+
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:
         """The offsets before an event's own are those of its other records."""
 
@@ -54,6 +70,18 @@ class Transport(aiokafka.Transport):  # type: ignore[misc]
     """Faust's transport over aiokafka, with the consumer above."""
 
     Consumer = _BatchConsumer
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._made: _BatchConsumer | None = None
+
+    def create_consumer(self, *args: Any, **kwargs: Any) -> _BatchConsumer:
+        self._made = super().create_consumer(*args, **kwargs)
+        return self._made
+
+    def failure(self) -> BaseException | None:
+        """Why this process takes no more part in its group; None while it does. Safe from any thread."""
+        return None if self._made is None else self._made.failure()
 
 
 class Undecoded(faust.Schema):  # type: ignore[misc]

@@ -65,7 +65,8 @@ class InputLog:
     async def ends(self, partitions: Sequence[int]) -> dict[int, int]:
         """Return for each partition the offset that its next record will have.
 
-        Brokers that do not answer, or are just electing a leader, give an empty answer: ask again later.
+        A partition of which the brokers do not know it now (they are away, or electing a leader) is left out: ask again
+        later.
         """
         asked = {TopicPartition(INPUT_TOPIC, p): OffsetSpec.latest() for p in partitions}  # type: ignore[no-untyped-call]
         found = {}
@@ -73,13 +74,17 @@ class InputLog:
             for partition, future in (
                 await asyncio.to_thread(lambda: self._admin.list_offsets(asked, request_timeout=5))
             ).items():
-                found[partition.partition] = (await asyncio.wrap_future(future)).offset
+                offset = (await asyncio.wrap_future(future)).offset
+                # From a broker that has just come back and knows no leader yet: no offset, and no error.
+                if offset >= 0:
+                    found[partition.partition] = offset
         except KafkaException as error:
             log.warning("the ends of the log are not known now", error=str(error))
+            found = {}
+        if len(found) < len(asked):
             # After a restart of the broker the client goes on asking with the leader epoch it has cached
             # (FENCED_LEADER_EPOCH, every time): only a new one learns the new epoch.
             self._admin = AdminClient({"bootstrap.servers": self._bootstrap_servers})
-            return {}
         return found
 
     async def read(self, partition: int, start: int, end: int) -> list[Record]:

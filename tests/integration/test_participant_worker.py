@@ -13,12 +13,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from confluent_kafka import Producer
+from confluent_kafka import OFFSET_BEGINNING, Consumer, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
 from sqlalchemy import create_engine, text
 
 from fluxora.topics import ensure_topics, service_topics
-from participant import migrations
+from participant import membership, migrations
+from participant.membership import Deaf, Hearing, take_up
 from participant.settings import sqlalchemy_url
 from schemas import Codec
 from tests.integration.fix_participant import (
@@ -237,3 +238,46 @@ def test_a_handler_that_pauses_for_too_long_fails_alone(running: Running) -> Non
     running.start(FLUXORA_TRANSACTION_IDLE_LIMIT_S="1")
     replies = running.await_replies(21)
     assert replies == Counter({(slow, "FAILED"): 1, **{(command_id, "DONE"): 1 for command_id in sent}})
+
+
+def test_a_partition_that_librdkafka_does_not_fetch_ends_the_member_and_an_idle_one_does_not(
+    addresses: Addresses, new_name: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The statistics are librdkafka's own words: an empty or renamed field would make every member deaf, or none."""
+    monkeypatch.setattr(membership, "REPORT_EVERY_S", 0.2)
+    monkeypatch.setattr(membership, "DEAF_AFTER_S", 2.0)
+    name = new_name("hearing")
+    ensure_topics(AdminClient({"bootstrap.servers": addresses.kafka}), service_topics(name))
+    hearing = Hearing()
+    consumer = Consumer(
+        {
+            **hearing.settings,
+            "bootstrap.servers": addresses.kafka,
+            "group.id": name,
+            "partition.assignment.strategy": "cooperative-sticky",
+        }
+    )
+    assigned: list[tuple[str, int]] = []
+
+    def take(member: Consumer, partitions: list[TopicPartition]) -> None:
+        take_up(member, partitions, OFFSET_BEGINNING)
+        assigned.extend((one.topic, one.partition) for one in partitions)
+
+    def listen(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            assert consumer.poll(0.1) is None
+            hearing.check(assigned)
+
+    consumer.subscribe([f"{name}.commands"], on_assign=take)
+    try:
+        deadline = time.monotonic() + 30
+        while not assigned:
+            assert time.monotonic() < deadline, "no partitions"
+            consumer.poll(0.1)
+        listen(5)
+        consumer.incremental_unassign([TopicPartition(*assigned[0])])
+        with pytest.raises(Deaf, match=f"{assigned[0][0]}.{assigned[0][1]}. is assigned"):
+            listen(10)
+    finally:
+        consumer.close()
