@@ -16,18 +16,22 @@ from uuid import UUID
 
 import orjson
 import psycopg
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaException, Message
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 from uuid_utils.compat import uuid7
 
+from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import Progress, Range, TopicReader, as_bytes, headers_of
 from schemas import Codec, FluxoraError, RegistryUnavailable, UndecodableRecord
 
 REPLAY_ID = "replay-id"
 #: Ends the name of the topic that copies go to unless another one is named.
 SIDE = ".replay"
-_FLUSH_S = 30.0
+#: Bytes of a copy, at most: whatever topic it is of.
+RECORD_BYTES = 8 * 1024 * 1024
+#: Keys that are told apart; more are not counted, and take no memory.
+KEYS_COUNTED = 1_000_000
 _OFFSETS = re.compile(r"(\d+):(\d+)-(\d+)")
 
 
@@ -76,6 +80,7 @@ class Found:
     #: Matched, but copies of an earlier replay: left out.
     copies: int = 0
     types: Counter[str] = field(default_factory=Counter)
+    #: Different ones, up to KEYS_COUNTED.
     keys: int = 0
     first_at: int | None = None
     last_at: int | None = None
@@ -118,7 +123,8 @@ class Replay:
             at = message.timestamp()[1]
             found.matched += 1
             found.types[type] += 1
-            keys.add(as_bytes(message.key()) or b"")
+            if len(keys) < KEYS_COUNTED:
+                keys.add(as_bytes(message.key()) or b"")
             found.keys = len(keys)
             found.first_at = at if found.first_at is None else min(found.first_at, at)
             found.last_at = at if found.last_at is None else max(found.last_at, at)
@@ -162,54 +168,27 @@ class Replay:
             CannotReplay: the target has fewer partitions than the source, or a broker refuses a record.
         """
         self._ensure(target)
-        producer = Producer(
-            {
-                "bootstrap.servers": self._bootstrap_servers,
-                "acks": "all",
-                "enable.idempotence": True,
-                "message.max.bytes": 8 * 1024 * 1024,
-                "linger.ms": 5,
-            }
-        )
-        acknowledged = 0
-        failed: list[str] = []
-
-        def delivered(error: KafkaError | None, message: Message) -> None:
-            nonlocal acknowledged
-            if error is None:
-                acknowledged += 1
-            else:
-                failed.append(f"{message.topic()}[{message.partition()}]: {error.str()}")
-
+        sender = Sender(self._bootstrap_servers, RECORD_BYTES)
         pace = _Pace(rate)
-        for message in self.records(progress):
-            pace.wait(producer.poll)
-            headers = [*headers_of(message), (REPLAY_ID, self.id.encode())]
-            kind, at = message.timestamp()
-            while True:
-                try:
-                    producer.produce(
-                        target,
-                        as_bytes(message.value()),
-                        as_bytes(message.key()),
-                        partition=message.partition() or 0,
-                        timestamp=at if kind else 0,
-                        headers=list(headers),
-                        on_delivery=delivered,
-                    )
-                    break
-                except BufferError:
-                    producer.poll(0.1)
-            producer.poll(0)
-            if failed:
-                break
-        left = producer.flush(_FLUSH_S)
-        if failed or left:
+        try:
+            for message in self.records(progress):
+                pace.wait(sender.wait)
+                kind, at = message.timestamp()
+                sender.send(
+                    target,
+                    as_bytes(message.value()),
+                    as_bytes(message.key()),
+                    [*headers_of(message), (REPLAY_ID, self.id.encode())],
+                    partition=message.partition() or 0,
+                    timestamp=at if kind else 0,
+                )
+            sender.finish()
+        except NotSent as error:
             raise CannotReplay(
-                f"{acknowledged} records were sent, then the brokers refused: {failed[0] if failed else 'no answer'}. "
+                f"{sender.acknowledged} records were sent, then the brokers refused: {error}. "
                 "Run it again: the ids are the same."
-            )
-        return acknowledged
+            ) from error
+        return sender.acknowledged
 
     def _ensure(self, target: str) -> None:
         admin = AdminClient({"bootstrap.servers": self._bootstrap_servers})
@@ -222,7 +201,7 @@ class Replay:
                     "a copy keeps its partition. Name another topic with --to-topic."
                 )
             return
-        config = {"max.message.bytes": str(8 * 1024 * 1024), "retention.ms": str(7 * 24 * 3600 * 1000)}
+        config = {"max.message.bytes": str(RECORD_BYTES), "retention.ms": str(7 * 24 * 3600 * 1000)}
         try:
             admin.create_topics([NewTopic(target, num_partitions=source, replication_factor=-1, config=config)])[
                 target

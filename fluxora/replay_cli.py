@@ -13,7 +13,7 @@ from rich.markup import escape
 from fluxora import replay as replays
 from fluxora.durations import point_in_time
 from fluxora.progress import progress_bar
-from fluxora.replay import SIDE, Found, Replay, Selection
+from fluxora.replay import KEYS_COUNTED, SIDE, Found, Replay, Selection
 from fluxora.settings import CliSettings
 from fluxora.trouble import fail, trying
 from saga_processors.records import from_ms
@@ -120,8 +120,9 @@ def _report(run: Replay, found: Found, target: str | None, sent: int | None, as_
     for name, count in found.types.most_common():
         _out.print(f"  {count:>8}  {escape(name)}", highlight=False)
     assert found.first_at is not None and found.last_at is not None
+    keys = f"{found.keys} or more" if found.keys == KEYS_COUNTED else found.keys
     _out.print(
-        f"{found.matched} of {found.looked_at} records match, with {found.keys} keys, from "
+        f"{found.matched} of {found.looked_at} records match, with {keys} keys, from "
         f"{from_ms(found.first_at).isoformat(timespec='seconds')} to "
         f"{from_ms(found.last_at).isoformat(timespec='seconds')}"
         + (f"; {found.copies} copies of earlier replays were left out" if found.copies else ""),
