@@ -20,6 +20,7 @@ from prometheus_client import Gauge
 
 from participant.local_transaction import first_line
 from participant.retention import Connection, Ended, RetentionSettings, ServiceTables, alone
+from participant.settings import CONNECT
 from saga_processors.retention import TransactionTables, ended
 
 log = structlog.get_logger(__name__)
@@ -69,7 +70,7 @@ class Databases:
             return told
         try:
             with psycopg.connect(
-                self._coordinator_url, autocommit=True, connect_timeout=5, application_name=_APPLICATION
+                self._coordinator_url, autocommit=True, application_name=_APPLICATION, **CONNECT
             ) as coordinator:
                 # Services first: what is pruned here is remembered, but why depend on it.
                 self._services(databases, partial(ended, coordinator), told, whole, dry, confirm_s, stopping)

@@ -7,7 +7,7 @@ from sqlalchemy.engine import Engine
 from sqlalchemy.pool import NullPool
 
 from connectors.debezium import connector_name
-from participant.settings import sqlalchemy_url
+from participant.settings import CONNECT, sqlalchemy_url
 from schemas import FluxoraError
 
 _STATE = text("""
@@ -109,5 +109,5 @@ def engine_for(database_url: str) -> Engine:
     return create_engine(
         sqlalchemy_url(database_url),
         poolclass=NullPool,
-        connect_args={"connect_timeout": 5, "application_name": "fluxora-connectors"},
+        connect_args={**CONNECT, "application_name": "fluxora-connectors"},
     )

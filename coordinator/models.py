@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
 from coordinator.history import HistoryEntry
 from participant.sagas import Retry, Step
@@ -200,6 +200,7 @@ class PageQuery(BaseModel):
 #: No control characters: PostgreSQL takes a NUL for the end of everything, terminals take others for commands.
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
 _StepName = Annotated[str, Field(pattern=_NAME)]
+_STEP_ALIASES = AliasChoices("step", "step_id")
 
 
 class CancelRequest(Body):
@@ -210,11 +211,20 @@ class CancelRequest(Body):
 
 
 class RetryNowRequest(CancelRequest):
-    step: _StepName | None = Field(default=None, description="Only this step; default: all that wait.")
+    step: _StepName | None = Field(
+        default=None,
+        validation_alias=_STEP_ALIASES,
+        description="Only this step; default: all that wait. `step_id` is understood too.",
+    )
 
 
 class SkipRequest(CancelRequest):
-    step: _StepName = Field(description="The step whose action, or compensation, is taken for done.")
+    step: _StepName | None = Field(
+        default=None,
+        validation_alias=_STEP_ALIASES,
+        description="The step whose action, or compensation, is taken for done; default: the only one under way. "
+        "`step_id` is understood too.",
+    )
 
 
 class SagaCreated(BaseModel):
@@ -264,7 +274,8 @@ class SagaView(BaseModel):
     current_step_index: int = Field(
         description="The step it is at, always an index of `steps`. Forward: the first that is running "
         "or to be run; backward: the last that is being undone or to be undone; COMPLETED: the last; "
-        "FAILED: the one that failed. 0 if its steps cannot be read (then `reason` says so)."
+        "FAILED: the one that failed, or, where that was in doubt and undone as well, the one that began last. "
+        "0 if its steps cannot be read (then `reason` says so)."
     )
     needs_attention: bool = Field(description="It cannot end without help, or has tried for very long.")
     parked: bool = Field(description="An input made the machine itself fail; an operator must look.")

@@ -32,7 +32,7 @@ CREATE = openapi.creates(SagaRequest)
 REGISTER = openapi.body(DefinitionRequest)
 CANCEL = openapi.asks(CancelRequest)
 RETRY = openapi.asks(RetryNowRequest)
-SKIP = openapi.asks(SkipRequest, required=True)
+SKIP = openapi.asks(SkipRequest)
 #: Bodies that routes read themselves.
 REQUESTS = (SagaRequest, DefinitionRequest, CancelRequest, RetryNowRequest, SkipRequest)
 answers = partial(openapi.answers, _EXAMPLES)

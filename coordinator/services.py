@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from coordinator.metrics import Metrics
@@ -43,7 +43,15 @@ def kafka_topics(bootstrap_servers: str, timeout_seconds: float) -> Callable[[],
         },
         logger=quiet,
     )
-    return lambda: client.list_topics(timeout=timeout_seconds).topics
+
+    def listing() -> Iterable[str]:
+        found = client.list_topics(timeout=timeout_seconds)
+        if not found.brokers:
+            # Brokers that have just come back know neither themselves nor all of their topics.
+            raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        return found.topics
+
+    return listing
 
 
 class Services:

@@ -126,7 +126,16 @@ class Transactions:
         wanted, plain = parse(ParticipantRequest, await request.body())
 
         async def participant() -> dict[str, Any]:
-            return asdict(await self._submissions.participant(wanted))
+            try:
+                return asdict(await self._submissions.participant(wanted))
+            except Problem as problem:
+                # An id that is not there, or a state that takes nobody, says more than a name that is nowhere.
+                state = (await self._read(transaction_id)).state
+                if state is not TransactionState.STARTED:
+                    raise Conflict(
+                        f"participants are added while the transaction is STARTED; it is {state}", state
+                    ) from problem
+                raise
 
         given = await self._requests.ask(
             request, KIND, transaction_id, What.ADD_PARTICIPANT, plain, participant=participant

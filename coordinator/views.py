@@ -130,7 +130,11 @@ def current_step_index(state: SagaState, steps: Sequence[StepState]) -> int:
                 found = last(StepState.EXECUTED, StepState.EXECUTING)
             return found or 0
         case SagaState.FAILED:
-            return first(StepState.FAILED) or 0
+            found = first(StepState.FAILED)
+            if found is None:
+                # Its own outcome was in doubt, so it was undone like those before it: it began last.
+                found = last(*(set(StepState) - {StepState.PENDING}))
+            return found or 0
 
 
 def time(at: datetime) -> str:

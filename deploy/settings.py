@@ -80,7 +80,7 @@ class StackSettings(BaseModel):
     start_attempts: int = Field(default=5, ge=1, description="Starts of one part that may fail before `up` gives up.")
     stop_grace: float = Field(default=20, gt=0, description="Between SIGTERM and SIGKILL.")
     restart_first: float = Field(default=0.2, ge=0, description="Before the first restart of a part that died.")
-    restart_cap: float = Field(default=15, gt=0, description="Longest wait between two restarts of one part.")
+    restart_cap: float = Field(default=5, gt=0, description="Longest wait between two restarts of one part.")
     restart_stable: float = Field(default=30, gt=0, description="Uptime after which a part's restarts count from zero.")
     log_limit_mb: int = Field(default=20, gt=0, description="Logs larger than this are rotated by `up`.")
 

@@ -114,6 +114,7 @@ class Stack:
         """
         pid = supervisor_pid(self.root)
         if pid is not None:
+            self._same_directories(pid)
             self._report(f"already up (supervisor pid {pid}) in {self.root}")
             return self._follow(pid, None)
         self._clear_remains()
@@ -130,6 +131,19 @@ class Stack:
                 self.down()
                 process.wait()
             raise
+
+    def _same_directories(self, pid: int) -> None:
+        """Raise StackError if services are looked for elsewhere than we are told: what runs would not hear of it."""
+        try:
+            told = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        except OSError:  # it has just ended, or this system does not tell
+            return
+        running = dict(one.decode(errors="replace").split("=", 1) for one in told if b"=" in one)
+        for name in ("SERVICE_REGISTRY_URL", "FLUXORA_SERVICE_MAP"):
+            wanted = self._environment.get(name)
+            if wanted is not None and wanted != running.get(name):
+                has = f"{name}={running.get(name, '')}"
+                raise StackError(f"the stack in {self.root} runs with {has}, not {wanted}: run `make down` first")
 
     def down(self) -> list[str]:
         """Stop everything, keep the data. Returns what was stopped, in order; empty if nothing ran."""

@@ -24,7 +24,7 @@ from connectors.connect import Connector
 from connectors.debezium import PREFIX, database_url, slot_name
 from fluxora.awaited import AwaitedRows, Row
 from fluxora.sending import NotSent, Sender
-from fluxora.topic_reader import Progress, TopicReader, TopicUnavailable, headers_of
+from fluxora.topic_reader import NoSuchTopic, Progress, TopicReader, headers_of
 from participant.tables import PUBLICATION
 from schemas import FluxoraError
 
@@ -204,7 +204,7 @@ def _take_out_arrived(rows: AwaitedRows, bootstrap_servers: str, progress: Calla
         with TopicReader(bootstrap_servers, topic) as reader:
             try:
                 ranges = reader.ranges(since=round((oldest - _CLOCK_SKEW).timestamp() * 1000))
-            except TopicUnavailable:
+            except NoSuchTopic:
                 continue
             rows.arrived(topic, (_event_id(message) for message in reader.read(ranges, progress(topic))))
             kept_since = _kept_since(reader) if rows.any_of(topic) else None

@@ -122,7 +122,12 @@ def retry(
 @app.command(epilog="Example: fluxora saga skip 0190c3a2-7d1e-7b4f-9c55-0f2b8f6a1d10 bill --why 'billed by hand'")
 def skip(
     saga_id: Id,
-    step: Annotated[str, typer.Argument(help="The step whose action, or compensation, is taken for done.")],
+    step: Annotated[
+        str | None,
+        typer.Argument(
+            help="The step whose action, or compensation, is taken for done; default: the only one at work."
+        ),
+    ] = None,
     who: Who = None,
     why: Why = None,
     as_json: Json = False,

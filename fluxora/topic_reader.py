@@ -28,6 +28,10 @@ class TopicUnavailable(FluxoraError):
     """The topic is not there, or the brokers do not answer. Nothing was changed."""
 
 
+class NoSuchTopic(TopicUnavailable):
+    """The brokers say that the topic is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Range:
     """Offsets of one partition: ``[start, end)``."""
@@ -73,12 +77,16 @@ class TopicReader:
             until: records before this time, ms.
 
         Raises:
-            TopicUnavailable: the topic is not there, or the brokers do not answer.
+            NoSuchTopic: the topic is not there.
+            TopicUnavailable: the brokers do not answer.
         """
         try:
             topic = self._consumer.list_topics(self._topic, timeout=_TIMEOUT_S).topics[self._topic]
             if topic.error is not None:
-                raise TopicUnavailable(f"there is no topic {self._topic!r} ({topic.error.str()})")
+                there = topic.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART
+                raise (TopicUnavailable if there else NoSuchTopic)(
+                    f"there is no topic {self._topic!r} ({topic.error.str()})"
+                )
             partitions = sorted(topic.partitions)
             bounds = {
                 p: self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=_TIMEOUT_S)

@@ -1,5 +1,6 @@
 """The relay's commands and replies, as they travel: ``fluxora.HttpCommand`` in, an input of the transaction out."""
 
+import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,17 +75,15 @@ class HttpCommand:
     def http_headers(self) -> dict[str, str]:
         """Headers of the call. Blanks and what is not ASCII stand in them as %XX, so that different ids differ."""
         subject = "Fluxora-Step" if self.operation in SAGA else "Fluxora-Participant"
-        headers = {
+        return {
             "Idempotency-Key": header_value(self.idempotency_key),
             "Fluxora-Transaction-Id": self.transaction_id,
             subject: header_value(self.subject),
             "Fluxora-Operation": self.operation.value,
             "Fluxora-Attempt": str(self.attempt),
             "Fluxora-Command-Id": header_value(self.command_id),
+            "traceparent": self.traceparent or traceparent_of(self.transaction_id, self.command_id),
         }
-        if self.traceparent is not None:
-            headers["traceparent"] = self.traceparent
-        return headers
 
     def reply(self, verdict: Verdict) -> tuple[str, dict[str, Any]]:
         """Return the schema and the Avro record of what came of it."""
@@ -113,6 +112,13 @@ class HttpCommand:
         if self.traceparent is not None:
             headers.append(("traceparent", self.traceparent.encode()))
         return headers
+
+
+def traceparent_of(transaction_id: str, call: str) -> str:
+    """Return a W3C ``traceparent`` for what nobody traced so far: the trace has the id of the transaction, or of the
+    message, so that it is found by it; a call has the same parent in all its copies."""
+    parent = hashlib.blake2b(call.encode(), digest_size=8).hexdigest()
+    return f"00-{uuid.UUID(transaction_id).hex}-{parent}-01"
 
 
 def header_value(text: str) -> str:

@@ -9,7 +9,7 @@ said before stays good until it answers again. A call that has instances from be
 import asyncio
 import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -119,11 +119,24 @@ class Directory:
 
     async def choose(self, name: str) -> Address:
         """Return the next instance in turn. Raises as :meth:`instances`."""
-        instances = await self.instances(name)
+        return self._turn(name).next(await self.instances(name))
+
+    async def another(self, name: str, tried: Collection[Address]) -> Address | None:
+        """Return an instance that is none of ``tried``, which could not be reached; None if there is none.
+
+        The registry is asked again, though not more often than of a service of which it knows none: an instance that
+        was started anew may be elsewhere by now. Raises as :meth:`instances`.
+        """
+        if (entry := self._entries.get(name)) is not None:
+            entry.due = min(entry.due, entry.asked_at + self._settings.registry_negative_ttl_s)
+        others = [one for one in await self.instances(name) if one not in tried]
+        return self._turn(name).next(others) if others else None
+
+    def _turn(self, name: str) -> _Turn:
         turn = self._turns.get(name)
         if turn is None:
             turn = self._turns[name] = _Turn()
-        return turn.next(instances)
+        return turn
 
     async def known(self, name: str) -> bool | None:
         """Whether there is an instance; None if the registry cannot say."""

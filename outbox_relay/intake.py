@@ -240,7 +240,7 @@ class Intake:
             window = Window(self._settings.remembered, start, self._clock.now(), taken_over_to)
             self._windows[found.partition] = window
         if begun:
-            self._consumer.commit(offsets=begun, asynchronous=False)
+            sound(self._consumer.commit(offsets=begun, asynchronous=False) or ())
         # What was read of the log is older than this.
         self._answered = None
         self._new.clear()

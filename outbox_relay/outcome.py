@@ -34,6 +34,9 @@ class Operation(StrEnum):
 SAGA = (Operation.ACTION, Operation.COMPENSATION)
 #: Operations that have something to be undone; the others are repeated until they are done.
 _FIRST = (Operation.ACTION, Operation.PREPARE)
+#: What these also take for done: nobody reads an answer's body here. 202 says that it is not done yet.
+_SUCCESS = (201, 204)
+_REPEATED = (Operation.COMPENSATION, Operation.COMMIT, Operation.ABORT)
 
 
 class Outcome(StrEnum):
@@ -108,6 +111,8 @@ def _judge(operation: Operation, called: Called) -> Verdict:
         return Verdict(Outcome.UNKNOWN, printable(called.reason))
     if called.status == 200:
         return _result(called) if operation is Operation.ACTION else Verdict(Outcome.DONE)
+    if called.status in _SUCCESS and operation in _REPEATED:
+        return Verdict(Outcome.DONE)
     return Verdict(_outcome(operation, called.status), _reason(called))
 
 

@@ -64,7 +64,9 @@ def read_answered(bootstrap_servers: str, since: float, limit: int, seconds: flo
 
 def _ranges(consumer: Consumer, since: float) -> dict[int, tuple[int, int]]:
     """Of each partition that has any, the offsets ``[start, end)`` of records from ``since`` on."""
-    partitions = consumer.list_topics(TRANSACTIONS_TOPIC, timeout=_TIMEOUT_S).topics[TRANSACTIONS_TOPIC].partitions
+    topic = consumer.list_topics(TRANSACTIONS_TOPIC, timeout=_TIMEOUT_S).topics[TRANSACTIONS_TOPIC]
+    if not (partitions := topic.partitions):
+        raise KafkaFailure(topic.error or KafkaError(KafkaError.LEADER_NOT_AVAILABLE))
     asked = [TopicPartition(TRANSACTIONS_TOPIC, partition, max(0, round(since * 1000))) for partition in partitions]
     found = {}
     for start in sound(consumer.offsets_for_times(asked, timeout=_TIMEOUT_S), known=True):

@@ -43,6 +43,8 @@ log = structlog.get_logger(__name__)
 
 #: Seconds without a turn of the consumer's thread or of the loop after which the process counts as hung.
 _HUNG_AFTER_S = 120
+#: Instances of a service that one attempt tries, as long as none can be connected to.
+_INSTANCES_TRIED = 3
 #: Services with a label of their own in the metrics; the rest share one, so that names from outside fill no memory.
 _LABELS = 200
 
@@ -70,7 +72,7 @@ class Relay:
         self._resolver = Resolver(ttl_s=settings.dns_ttl_s, timeout_s=settings.connect_timeout_s)
         self._caller = Caller(self._resolver, self._allowed, settings.attempt_limits)
         self._clock = BrokerClock()
-        self._replies = Replies(settings.kafka_bootstrap_servers, settings.reply_timeout_s, self._clock)
+        self._replies = Replies(settings.kafka_bootstrap_servers, settings.reply_timeout_s, self._clock, self._fail)
         self._lanes: Lanes[Taken] = Lanes(settings.lane_limits, self._handle)
         self._answering: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = self._lanes.failure
@@ -150,7 +152,12 @@ class Relay:
 
     def _answered(self, task: asyncio.Task[None]) -> None:
         self._answering.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None and not self._failure.done():
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fail(error)
+
+    def _fail(self, error: BaseException) -> None:
+        """End the process: it cannot go on."""
+        if not self._failure.done():
             self._failure.set_exception(error)
 
     # ── One command ────────────────────────────────────────────────────────────────────────────────────────
@@ -172,22 +179,37 @@ class Relay:
         if left_s <= 0:
             return NotSent(f"the command has expired {-left_s:.1f} s ago, before its turn came")
         try:
-            address, trusted = await self._address(command)
+            where = self._given_address(command)
+            if where is not None:
+                return await self._post(command, where, trusted=False)
+            instance: Address | None = await self._directory.choose(command.service_name)
+            tried: list[Address] = []
+            called: Called = NotSent("no instance was tried")
+            while instance is not None and len(tried) < _INSTANCES_TRIED:
+                tried.append(instance)
+                called = await self._post(command, instance.join(command.endpoint), trusted=True)
+                if not isinstance(called, NotSent):
+                    break
+                # Nothing was sent: another one may be called, and where the registry says that it is now.
+                instance = await self._directory.another(command.service_name, tried)
+            return called
         except (AddressRefused, UnknownService, DirectoryUnavailable) as error:
             return NotSent(str(error))
+
+    async def _post(self, command: HttpCommand, address: Address, *, trusted: bool) -> Called:
         # By expires_at the machine has given the attempt up.
         timeout_s = min(command.timeout_s, command.expires_at - self._clock.now(), self._settings.max_timeout_s)
         if timeout_s <= 0:
             return NotSent("the command has expired while its service was looked for")
         return await self._caller.post(address, command.body, command.http_headers(), timeout_s, trusted=trusted)
 
-    async def _address(self, command: HttpCommand) -> tuple[Address, bool]:
-        """Where the call goes, and whether the operator's own directory says so and not the request."""
+    def _given_address(self, command: HttpCommand) -> Address | None:
+        """Where the request itself says that the call goes; None: the operator's own directory says it."""
         if is_absolute(command.endpoint):
-            return check_url(command.endpoint, self._allowed), False
+            return check_url(command.endpoint, self._allowed)
         if command.service_url is not None:
-            return check_service_url(command.service_url, self._allowed).join(command.endpoint), False
-        return (await self._directory.choose(command.service_name)).join(command.endpoint), True
+            return check_service_url(command.service_url, self._allowed).join(command.endpoint)
+        return None
 
     async def _answer(self, taken: Taken, called: Called) -> None:
         command = taken.command

@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 from confluent_kafka import KafkaException as KafkaFailure
@@ -19,8 +19,15 @@ _POLL_S = 0.1
 class Replies:
     """Belongs to one event loop."""
 
-    def __init__(self, bootstrap_servers: str, ack_timeout_s: float, clock: BrokerClock) -> None:
-        """``clock`` is told what the brokers say of theirs."""
+    def __init__(
+        self,
+        bootstrap_servers: str,
+        ack_timeout_s: float,
+        clock: BrokerClock,
+        failed: Callable[[BaseException], None],
+    ) -> None:
+        """``clock`` is told what the brokers say of theirs, and ``failed``, on the loop, when no reply can leave."""
+        self._failed = failed
         self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._stopping = threading.Event()
@@ -74,11 +81,15 @@ class Replies:
         self._thread.join()
 
     def _listen(self) -> None:
-        while not self._stopping.is_set():
-            self._producer.poll(_POLL_S)
-            if self._said:
-                said, self._said = self._said, []
-                self._loop.call_soon_threadsafe(_tell, said)
+        try:
+            while not self._stopping.is_set():
+                self._producer.poll(_POLL_S)
+                if self._said:
+                    said, self._said = self._said, []
+                    self._loop.call_soon_threadsafe(_tell, said)
+        except BaseException as error:
+            # Without it no reply would ever be acknowledged.
+            self._loop.call_soon_threadsafe(self._failed, error)
 
 
 def _tell(said: Sequence[tuple[asyncio.Future[None], KafkaError | None]]) -> None:

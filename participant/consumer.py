@@ -31,7 +31,7 @@ from participant.events import EventType, type_of
 from participant.handlers import InvalidService
 from participant.local_transaction import Retry, limit_idle_transactions
 from participant.logs import log_to_stderr
-from participant.settings import Settings, sqlalchemy_url
+from participant.settings import CONNECT, Settings, sqlalchemy_url
 from participant.stream import Hold, Place, Stream, offset_of, place_of
 from participant.subscriptions import Event, Subscription, Subscriptions
 from schemas import Codec, UndecodableRecord
@@ -173,7 +173,7 @@ class Subscriber:
             pool_size=1,
             max_overflow=1,
             isolation_level="READ COMMITTED",
-            connect_args={"application_name": f"fluxora-{consumer.group}"[:63], "connect_timeout": 5},
+            connect_args={"application_name": f"fluxora-{consumer.group}"[:63], **CONNECT},
         )
         limit_idle_transactions(self._engine, settings.transaction_idle_limit_s)
         self._codec = Codec(settings.schema_registry_url)

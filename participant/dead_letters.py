@@ -28,6 +28,10 @@ MESSAGE_LIMIT, TRACEBACK_LIMIT = 2_000, 16_000
 Headers = Sequence[tuple[str, str | bytes | None]]
 
 
+class ProducerLost(Exception):
+    """An idempotent producer that lost track of its sequence sends nothing more, whatever is tried."""
+
+
 class DeadLetters:
     """Produces dead letters and waits until they are durable."""
 
@@ -76,6 +80,7 @@ class DeadLetters:
 
         Raises:
             KafkaFailure: it could not be stored in time.
+            ProducerLost: this process can store none any more, and must end.
         """
         failed: list[KafkaError] = []
 
@@ -83,15 +88,21 @@ class DeadLetters:
             if problem is not None:
                 failed.append(problem)
 
-        self._producer.produce(
-            self.topic(message.topic() or ""),
-            key=message.key(),
-            value=message.value(),
-            headers=[*(message.headers() or []), *self._why(message, error, stage)],
-            on_delivery=delivered,
-        )
+        try:
+            self._producer.produce(
+                self.topic(message.topic() or ""),
+                key=message.key(),
+                value=message.value(),
+                headers=[*(message.headers() or []), *self._why(message, error, stage)],
+                on_delivery=delivered,
+            )
+        except KafkaFailure as failure:
+            failed.append(failure.args[0])
         if self._producer.flush(ACK_TIMEOUT_S + 5) or failed:
-            raise KafkaFailure(failed[0] if failed else KafkaError(KafkaError._TIMED_OUT))
+            problem = failed[0] if failed else KafkaError(KafkaError._TIMED_OUT)
+            if problem.fatal() or problem.code() == KafkaError._FATAL:
+                raise ProducerLost(f"the producer of dead letters has failed for good: {problem.str()}")
+            raise KafkaFailure(problem)
 
     def _why(self, message: Message, error: BaseException, stage: str) -> Headers:
         # Names of org.apache.kafka.connect.runtime.errors.DeadLetterQueueReporter.

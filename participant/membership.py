@@ -28,8 +28,12 @@ NO_WAY_BACK = (KafkaError._FATAL, KafkaError.FENCED_INSTANCE_ID)
 
 #: Seconds between two reports of librdkafka about itself.
 REPORT_EVERY_S = 5.0
-#: Seconds that a partition may be assigned and not be fetched while a broker is there.
+#: Seconds that a partition may be assigned and not be fetched while its leader is there.
 DEAF_AFTER_S = 30.0
+#: Seconds that joining the group may take: longer than the slowest other member may (max.poll.interval.ms).
+JOINED_WITHIN_S = 330.0
+#: States in which a member waits for the group's coordinator or for itself, and not for a topic to be made.
+_JOINING = ("wait-join", "wait-sync", "wait-unassign-to-complete", "wait-incr-unassign-to-complete")
 #: Seconds for the committed offsets of partitions that have just come; then the process starts anew.
 _OFFSETS_WITHIN_S = 20.0
 _ASK_S = 2.0
@@ -37,7 +41,7 @@ _PAUSE_S = 0.2
 
 
 class Deaf(Exception):
-    """A partition is assigned and is not fetched; only a new process will."""
+    """A partition is assigned and is not fetched, or the group is not joined; only a new process will."""
 
 
 def take_up(consumer: Consumer, partitions: Sequence[TopicPartition], start: int) -> list[TopicPartition]:
@@ -97,8 +101,8 @@ class Hearing:
     """Whether a consumer's partitions are being fetched, by the statistics that it is made with ``settings`` for."""
 
     def __init__(self) -> None:
-        #: Partitions that are not fetched, and since when.
-        self._silent: dict[tuple[str, int], float] = {}
+        #: Partitions that are not fetched, and since when, by librdkafka's clock; None: the group is not joined.
+        self._silent: dict[tuple[str, int] | None, float] = {}
         self._report: Mapping[str, Any] = {}
 
     @property
@@ -110,28 +114,37 @@ class Hearing:
         # Called from within poll, which an exception would not leave.
         self._report = json.loads(report)
 
-    def check(self, assigned: Iterable[tuple[str, int]], now: float | None = None) -> None:
+    def check(self, assigned: Iterable[tuple[str, int]]) -> None:
         """Look at the newest report; cheap where there is none since the last look.
 
         Raises:
-            Deaf: one of ``assigned`` has not been fetched for ``DEAF_AFTER_S`` while a broker was there.
+            Deaf: one of ``assigned`` was not fetched for ``DEAF_AFTER_S`` while its leader was there, or the group was
+                not joined for ``JOINED_WITHIN_S`` while a broker was.
         """
         if not self._report:
             return
-        now = time.monotonic() if now is None else now
         report, self._report = self._report, {}
-        if not any(broker["state"] == "UP" for broker in report.get("brokers", {}).values()):
-            self._silent.clear()
-            return
-        topics = report.get("topics", {})
-        states = {
-            (topic, partition): topics.get(topic, {}).get("partitions", {}).get(str(partition), {}).get("fetch_state")
-            for topic, partition in assigned
+        now = report["ts"] / 1e6
+        silent: dict[tuple[str, int] | None, str] = {
+            place: state for place in assigned if (state := _not_fetched(report, *place)) is not None
         }
-        self._silent = {place: self._silent.get(place, now) for place, state in states.items() if state != "active"}
-        for (topic, partition), since in self._silent.items():
-            if now - since >= DEAF_AFTER_S:
-                raise Deaf(
-                    f"{topic}[{partition}] is assigned to this process and has not been fetched for "
-                    f"{now - since:.0f} s (state {states[topic, partition]})"
-                )
+        join_state = report.get("cgrp", {}).get("join_state", "")
+        if join_state in _JOINING and _up(report):
+            silent[None] = join_state
+        self._silent = {place: self._silent.get(place, now) for place in silent}
+        for place, since in self._silent.items():
+            if now - since >= (DEAF_AFTER_S if place else JOINED_WITHIN_S):
+                what = f"{place[0]}[{place[1]}] is assigned and has not been fetched" if place else "not in the group"
+                raise Deaf(f"{what} for {now - since:.0f} s (state {silent[place]}); the process starts anew")
+
+
+def _up(report: Mapping[str, Any]) -> set[int]:
+    """The ids of the brokers that are connected."""
+    return {broker["nodeid"] for broker in report.get("brokers", {}).values() if broker["state"] == "UP"}
+
+
+def _not_fetched(report: Mapping[str, Any], topic: str, partition: int) -> str | None:
+    """The state of a partition that its leader, which is there, is not asked for."""
+    found = report.get("topics", {}).get(topic, {}).get("partitions", {}).get(str(partition), {})
+    state = str(found.get("fetch_state", "none"))
+    return state if state != "active" and found.get("leader") in _up(report) else None

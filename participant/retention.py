@@ -53,6 +53,8 @@ from psycopg.rows import TupleRow
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from participant.settings import CONNECT
+
 Connection = psycopg.Connection[TupleRow]
 
 #: Of those transactions, the ones that have ended before a time, for certain.
@@ -169,8 +171,8 @@ def alone(url: str, application: str, tables: str, patience_s: float = 0.0) -> I
     with psycopg.connect(
         url,
         autocommit=True,
-        connect_timeout=5,
         application_name=application,
+        **CONNECT,
         # A delete that is lost in a crash is done again; a lock or a statement that takes long is given up.
         options="-c synchronous_commit=off -c lock_timeout=2000 -c statement_timeout=60000",
     ) as connection:

@@ -262,8 +262,11 @@ class SagaClient:
         """Make attempts that wait for their time now: those of one step, or all. Raises Conflict if none waits."""
         return self._ask(saga_id, "retry", step, who, why)
 
-    def skip(self, saga_id: str | UUID, step: str, *, who: str | None = None, why: str | None = None) -> SagaStatus:
-        """Take a step's action, or its compensation, for done: somebody has seen to it. Raises Conflict."""
+    def skip(
+        self, saga_id: str | UUID, step: str | None = None, *, who: str | None = None, why: str | None = None
+    ) -> SagaStatus:
+        """Take a step's action, or its compensation, for done: somebody has seen to it; without ``step`` that of the
+        only one at work. Raises Conflict."""
         return self._ask(saga_id, "skip", step, who, why)
 
     def unpark(self, saga_id: str | UUID, *, who: str | None = None, why: str | None = None) -> SagaStatus:

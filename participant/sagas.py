@@ -29,13 +29,13 @@ class Retry:
     """
 
     #: Attempts of the action in all, 1 to 1000. Compensations have no limit.
-    max_attempts: int = 3
-    initial_delay_seconds: float = 0.2
+    max_attempts: int = 5
+    initial_delay_seconds: float = 0.5
     max_delay_seconds: float = 30.0
     multiplier: float = 2.0
     jitter: float = 0.2
     #: Attempts after which a saga that must go on is shown with ``needs_attention``.
-    attention_after: int = 10
+    attention_after: int = 5
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """What a participant reads from its environment."""
 
-from typing import Self
+from typing import Any, Self
 
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -13,6 +13,17 @@ def sqlalchemy_url(database_url: str) -> str:
     if url.drivername in ("postgres", "postgresql"):
         url = url.set(drivername="postgresql+psycopg")
     return url.render_as_string(hide_password=False)
+
+
+#: How psycopg connects: another end that has vanished without a word is noticed within half a minute, while nothing is
+#: said (keepalives) and in the middle of a statement (tcp_user_timeout, ms).
+CONNECT: dict[str, Any] = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "tcp_user_timeout": 30_000,
+}
 
 
 class Settings(BaseSettings):

@@ -17,7 +17,7 @@ from participant.handlers import Handlers
 from participant.incoming import AnyCommand, decoder
 from participant.local_transaction import Retry, limit_idle_transactions
 from participant.resources import ResourceManager
-from participant.settings import Settings, sqlalchemy_url
+from participant.settings import CONNECT, Settings, sqlalchemy_url
 from participant.stream import Hold, Stream, header
 from participant.sweep import sweep_from_environment
 from participant.two_phase import Participant
@@ -42,7 +42,7 @@ class Worker:
             pool_size=1,
             max_overflow=1,
             isolation_level="READ COMMITTED",
-            connect_args={"application_name": f"fluxora-{service}", "connect_timeout": 5},
+            connect_args={"application_name": f"fluxora-{service}", **CONNECT},
         )
         limit_idle_transactions(self._engine, settings.transaction_idle_limit_s)
         codec = Codec(settings.schema_registry_url)

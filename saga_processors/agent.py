@@ -103,8 +103,11 @@ class SagaWorker:
     def _watch(self) -> None:
         """End the process that Faust lets live on outside its group. A thread, because before the first assignment
         Faust runs nothing of ours."""
-        while (failure := self._transport.failure()) is None:
-            time.sleep(_WATCH_EVERY_S)
+        try:
+            while (failure := self._transport.failure()) is None:
+                time.sleep(_WATCH_EVERY_S)
+        except BaseException as error:  # whatever these libraries have come to hold: it is no longer known
+            _end(error)
         _end(ConnectionError(f"no longer a member of {APP_ID}: {failure!r}"))
 
     def _not_ready_because(self) -> list[str]:

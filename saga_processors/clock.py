@@ -22,10 +22,11 @@ from uuid import UUID
 
 import psycopg
 import structlog
-from confluent_kafka import KafkaError, Message, Producer
+from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 from prometheus_client import Counter
 
 from participant.health import HealthServer
+from participant.settings import CONNECT
 from saga_processors.log import INPUT_TOPIC
 from saga_processors.records import to_ms
 from saga_processors.settings import ProcessorSettings
@@ -60,6 +61,8 @@ RETURNING id, next_deadline, extract(epoch FROM statement_timestamp())::float8
 """
 # What the brokers did not take is in no log: it is due as before.
 _RELEASE = "UPDATE transactions SET deadline_claimed_until = NULL WHERE id = ANY(%s)"
+#: Seconds without a turn of the loop after which the process counts as hung: longer than the brokers may take.
+HUNG_AFTER_S = 120
 #: A round trip that says enough of the clocks, seconds; and how many are made in the hope of one.
 _NARROW_S = 0.5
 _COMPARISONS = 5
@@ -71,6 +74,7 @@ class Clock:
     def __init__(self, settings: ProcessorSettings) -> None:
         self._settings = settings
         self._stop = threading.Event()
+        self._turned = time.monotonic()
         self._codec = Codec(settings.schema_registry_url)
         self._producer = Producer(
             {
@@ -91,13 +95,19 @@ class Clock:
         """Let :meth:`run` return after the look under way. Safe in a signal handler."""
         self._stop.set()
 
+    def live(self) -> list[str]:
+        """What is wrong with it, in words. Safe from any thread."""
+        still = time.monotonic() - self._turned
+        return [f"the loop has not turned for {still:.0f} s"] if still > HUNG_AFTER_S else []
+
     def run(self) -> None:
         """Look until :meth:`stop`."""
         settings = self._settings
         with psycopg.connect(
-            settings.database_url, autocommit=True, application_name=settings.instance, connect_timeout=5
+            settings.database_url, autocommit=True, application_name=settings.instance, **CONNECT
         ) as connection:
             while not self._stop.is_set():
+                self._turned = time.monotonic()
                 if self.look(connection) < settings.clock_batch:
                     self._stop.wait(settings.clock_interval)
 
@@ -170,15 +180,16 @@ class Clock:
             self._failed += 1
             log.error("deadline not produced", error=str(error))
             return
-        # The time that the machine folds it at.
-        _, logged = message.timestamp()
-        self._skew.observe(claimed, self._database_now(), logged / 1000)
+        # The time that the machine folds it at. A report of what was a copy for the brokers has this host's time.
+        kind, logged = message.timestamp()
+        if kind == TIMESTAMP_LOG_APPEND_TIME:
+            self._skew.observe(claimed, self._database_now(), logged / 1000)
 
 
 def main() -> None:
     settings = ProcessorSettings()
     clock = Clock(settings)
-    HealthServer(settings.health_port, live=list, ready=list, host=settings.health_host).start()
+    HealthServer(settings.health_port, live=clock.live, ready=clock.live, host=settings.health_host).start()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, lambda *_: clock.stop())
     clock.run()

@@ -8,6 +8,7 @@ What Faust commits is a hint for the group's next member (FAUST.md; the partitio
 event stands for the offset of its last record, and the offsets before it are no gap.
 """
 
+import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -47,9 +48,11 @@ class _BatchConsumer(aiokafka.Consumer):  # type: ignore[misc]  # Faust has no t
         coordinator = None if member is None or member._closed else member._coordinator
         if coordinator is None:
             return None  # it has not begun yet, or is at its end
-        task = coordinator._coordination_task
-        if task.done() and not task.cancelled():
-            return cast("BaseException | None", task.exception())
+        for task in (coordinator._coordination_task, member._client._sync_task):
+            if task.cancelled():
+                return asyncio.CancelledError(f"{task!r}")
+            if task.done():
+                return cast("BaseException | None", task.exception()) or RuntimeError(f"{task!r} has ended")
         return cast("BaseException | None", coordinator._pending_exception)
 
     async def _add_gap(self, tp: TP, offset_from: int, offset_to: int) -> None:

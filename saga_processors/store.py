@@ -17,6 +17,7 @@ from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
 from participant.arrays import text_array
+from participant.settings import CONNECT
 from saga_processors.codec import machine_from_json, name_of, progress_to_json, services_of
 from saga_processors.machine import Verdict
 from saga_processors.machines import Machine
@@ -142,11 +143,7 @@ class Store:
             autocommit=True,
             application_name=application_name,
             prepare_threshold=2,
-            connect_timeout=5,
-            # A connection whose other end has vanished is noticed within ten seconds or so.
-            keepalives_idle=5,
-            keepalives_interval=2,
-            keepalives_count=3,
+            **CONNECT,
             options=f"-c idle_in_transaction_session_timeout={int(idle_limit * 1000)} -c search_path={schema}",
         )
         return cls(connection)

@@ -65,14 +65,21 @@ class ConfluentRegistry:
 
     def schema_of(self, schema_id: int) -> str:
         try:
-            return self._client.get_schema(schema_id).schema_str or ""
+            schema = self._client.get_schema(schema_id).schema_str
         except SchemaRegistryError as error:
-            # A registry may find an odd id (2^32-1 fits the wire format) malformed rather than unknown.
-            if 400 <= error.http_status_code < 500 and error.http_status_code not in _NOT_ABOUT_THE_ID:
+            # A registry may find an odd id (2^32-1 fits the wire format) malformed rather than unknown. It says so in
+            # words of its own: a proxy before a registry that is away answers 404, too, to everything.
+            its_own = error.error_code not in (None, -1)
+            if its_own and 400 <= error.http_status_code < 500 and error.http_status_code not in _NOT_ABOUT_THE_ID:
                 raise UndecodableRecord(f"the registry knows no schema with id {schema_id}") from error
             raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error}") from error
         except httpx2.HTTPError as error:
             raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error!r}") from error
+        except (ValueError, TypeError, AttributeError) as error:  # an answer that is not the API's
+            raise RegistryUnavailable(f"the registry's answer for schema id {schema_id}: {error!r}") from error
+        if not schema:
+            raise RegistryUnavailable(f"the registry's answer for schema id {schema_id} holds no schema")
+        return schema
 
 
 class MemoryRegistry:

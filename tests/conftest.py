@@ -41,9 +41,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Iterato
             "FLUXORA_RESTART_CAP": "2",
             # As the tests of a registry that is away wait for it.
             "FLUXORA_RELAY_REGISTRY_TTL_S": "1",
-            # On a busy machine a process that was killed is back after ten seconds, the default: a participant whose
-            # answer died with the relay would have voted no by then.
-            "FLUXORA_PARTICIPANT_TIMEOUT": "30",
             "PYTHONPATH": str(Path(__file__).parents[1]),
         },
         report=print,

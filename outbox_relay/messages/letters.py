@@ -58,6 +58,8 @@ class Letters:
                     self._metrics.letters.inc(len(rows))
                     continue
             except (KafkaException, DatabaseUnavailable) as error:
+                # A producer that has failed for good would never send again.
+                self._producer = None
                 log.warning("dead letters not produced; trying again", error=str(error))
             except Exception:
                 log.exception("producing dead letters failed unexpectedly")

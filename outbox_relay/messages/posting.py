@@ -13,6 +13,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from outbox_relay.addresses import Address, AddressRefused, Resolver, Unresolvable
+from outbox_relay.command import traceparent_of
 
 #: Bytes of an answer that are kept to say why it was not 2xx; no more is read.
 _ANSWER_LIMIT = 400
@@ -124,14 +125,13 @@ def headers_of(
         "Idempotency-Key": message_id,
         "Fluxora-Message-Id": message_id,
         "Fluxora-Attempt": str(attempt),
+        "traceparent": traceparent or traceparent_of(message_id, message_id),
     }
     if type is not None:
         headers["Fluxora-Message-Type"] = type
     if key is not None:
         # A key is any text, a header is ASCII.
         headers["Fluxora-Message-Key"] = quote(key, safe="!#$&'()*+,/:;=?@[]^`{|}~ ")
-    if traceparent is not None:
-        headers["traceparent"] = traceparent
     return headers
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import structlog
-from confluent_kafka import KafkaException
+from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import AdminClient
 
 from outbox_relay.messages.names import COMMANDS, MESSAGES
@@ -38,7 +38,15 @@ def list_topics(settings: MessageSettings) -> Callable[[], Iterable[str]]:
         },
         logger=quiet_logger(),
     )
-    return lambda: client.list_topics(timeout=settings.kafka_timeout_seconds).topics
+
+    def listing() -> Iterable[str]:
+        found = client.list_topics(timeout=settings.kafka_timeout_seconds)
+        if not found.brokers:
+            # Brokers that have just come back know neither themselves nor all of their topics.
+            raise KafkaException(KafkaError(KafkaError._ALL_BROKERS_DOWN))
+        return found.topics
+
+    return listing
 
 
 class Topics:

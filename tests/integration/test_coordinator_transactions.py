@@ -475,12 +475,24 @@ def test_what_is_not_there_is_404_and_nothing_is_written(coordinator: Coordinato
             problem(ask(coordinator, id, verb), 404)
             problem(ask(coordinator, id, verb, Idempotency_Key=f"k-{id}", Prefer="respond-async"), 404)
         problem(add(coordinator, id), 404)
+        problem(add(coordinator, id, {"service_name": "nobody-of-this-name"}), 404)
         problem(coordinator.client.get(f"/transactions/{id}"), 404)
         problem(coordinator.client.get(f"/transactions/{id}?wait=1s"), 404)
         problem(coordinator.client.get(f"/transactions/{id}/history"), 404)
     assert coordinator.counts() == before
     assert coordinator.sql("SELECT 1 FROM idempotency_keys WHERE key = %s", f"k-{saga_id}") == []
     problem(ask(coordinator, "seven", "commit"), 422)
+
+
+def test_a_state_that_takes_nobody_is_told_before_a_name_that_is_nowhere(
+    coordinator: Coordinator, machine: SmallProcessor
+) -> None:
+    nobody = {"service_name": "nobody-of-this-name"}
+    id = post(coordinator, "/transactions").json()["transaction_id"]
+    problem(add(coordinator, id, nobody), 422)
+    assert ask(coordinator, id, "abort").status_code == 200
+    conflict = problem(add(coordinator, id, nobody), 409)
+    assert conflict["state"] in ("ABORTING", "ABORTED")
 
 
 @pytest.mark.parametrize(

@@ -431,6 +431,33 @@ def test_a_registry_that_is_away_does_not_stop_calls(relay: Running, service: Ca
     )
 
 
+@pytest.mark.parametrize("operation", ["ACTION", "PREPARE"])
+def test_an_instance_that_cannot_be_connected_to_is_passed_over(
+    operation: str, relay: Running, service: Callable[[], Service]
+) -> None:
+    payments, dead = service(), service()
+    dead.close()
+    payments.catalog = [{"ServiceAddress": "127.0.0.1", "ServicePort": one.port} for one in (dead, payments)]
+    relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_REGISTRY_TTL_S="600")
+    found = relay.replies(*(relay.send(id, operation=operation) for id in ids(20)))
+    assert {replies[0]["outcome"] for replies in found.values()} == {"DONE"}
+    assert len(payments.calls) == 20
+
+
+def test_a_service_that_was_started_anew_elsewhere_is_found_before_its_old_address_is_forgotten(
+    relay: Running, service: Callable[[], Service]
+) -> None:
+    registry, before, after = service(), service(), service()
+    registry.catalog = before.catalog
+    relay.start(SERVICE_REGISTRY_URL=registry.url, FLUXORA_RELAY_REGISTRY_TTL_S="600")
+    assert relay.exchange()["outcome"] == "DONE"
+    time.sleep(1.1)
+    before.close()
+    registry.catalog = after.catalog
+    assert relay.exchange()["outcome"] == "DONE"
+    assert (len(before.calls), len(after.calls)) == (1, 1)
+
+
 def test_poison_is_dead_lettered_and_passed_over(relay: Running, service: Callable[[], Service]) -> None:
     payments = service()
     poison = f"poison-{uuid.uuid4()}"

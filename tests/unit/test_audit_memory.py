@@ -17,7 +17,7 @@ from confluent_kafka import Consumer, Message
 from fluxora import audit, dead_letters, topic_reader
 from fluxora.audit import DatabaseAudit
 from fluxora.awaited import AwaitedRows, Row
-from fluxora.topic_reader import Range, TopicReader
+from fluxora.topic_reader import NoSuchTopic, Range, TopicReader, TopicUnavailable
 
 LIMIT = 3 << 20
 COUNT = 20_000
@@ -260,3 +260,24 @@ def test_a_reader_has_few_records_at_once(monkeypatch: pytest.MonkeyPatch) -> No
     seen, bytes = peak(read)
     assert seen == 1_000
     assert bytes < 16 << 20
+
+
+@pytest.mark.parametrize("trouble", [TopicUnavailable, NoSuchTopic])
+def test_brokers_that_do_not_answer_do_not_pass_for_a_topic_that_holds_nothing(
+    trouble: type[TopicUnavailable], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else every row would be reported lost, and be published once more by a refill."""
+
+    class Silent(TopicReader):
+        def ranges(self, **_: Any) -> list[Range]:
+            raise trouble("no answer")
+
+    monkeypatch.setattr(audit, "TopicReader", Silent)
+    with AwaitedRows() as awaited:
+        awaited.add(Row(*row) for row in rows(4))
+        if trouble is NoSuchTopic:
+            assert audit._take_out_arrived(awaited, "127.0.0.1:1", lambda topic: lambda done, total: None) == 0
+            assert len(awaited) == 4
+        else:
+            with pytest.raises(TopicUnavailable):
+                audit._take_out_arrived(awaited, "127.0.0.1:1", lambda topic: lambda done, total: None)

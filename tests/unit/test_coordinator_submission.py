@@ -239,7 +239,7 @@ def test_a_definition_with_its_defaults_written_out_is_the_same() -> None:
         "steps": [
             {
                 "timeout_seconds": 30,
-                "retry": {"multiplier": 2, "max_attempts": 3},
+                "retry": {"multiplier": 2, "max_attempts": 5},
                 "kind": "compensatable",
                 "depends_on": [],
                 "payload": {},

@@ -1,6 +1,7 @@
 """A member that would be deaf ends, and one that only waits does not."""
 
 import json
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -9,7 +10,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, OFFSET_INVALID, Consum
 from confluent_kafka import KafkaException as KafkaFailure
 
 from participant import membership
-from participant.membership import DEAF_AFTER_S, Deaf, Hearing, sound, take_up
+from participant.membership import DEAF_AFTER_S, JOINED_WITHIN_S, Deaf, Hearing, sound, take_up
 
 TOPIC = "billing.commands"
 PLACES = [(TOPIC, 0), (TOPIC, 1)]
@@ -72,44 +73,62 @@ def test_an_offset_that_is_not_there_does_not_pass_for_one_where_there_must_be_o
         sound(none, known=True)
 
 
-def report(*states: str, broker: str = "UP") -> str:
-    partitions = {str(p): {"fetch_state": state} for p, state in enumerate(states)}
-    return json.dumps({"brokers": {"1": {"state": broker}}, "topics": {TOPIC: {"partitions": partitions}}})
+def report(at: float, *states: str, broker: str = "UP", leader: int = 1, join: str = "steady") -> str:
+    partitions = {str(p): {"fetch_state": state, "leader": leader} for p, state in enumerate(states)}
+    return json.dumps(
+        {
+            "ts": at * 1e6,
+            "brokers": {"1": {"nodeid": 1, "state": broker}},
+            "topics": {TOPIC: {"partitions": partitions}},
+            "cgrp": {"join_state": join},
+        }
+    )
 
 
-def told(hearing: Hearing, text: str) -> None:
-    hearing.settings["stats_cb"](text)
+def told(hearing: Hearing, *reports: str, places: Sequence[tuple[str, int]] = PLACES) -> None:
+    for text in reports:
+        hearing.settings["stats_cb"](text)
+        hearing.check(places)
 
 
 def test_a_partition_that_is_assigned_and_never_fetched_ends_the_process() -> None:
     hearing = Hearing()
-    told(hearing, report("active", "none"))
-    hearing.check(PLACES, now=0.0)
-    told(hearing, report("active", "none"))
+    told(hearing, report(0, "active", "none"), report(DEAF_AFTER_S - 1, "active", "none"))
     with pytest.raises(Deaf, match=r"billing\.commands\[1\] .* has not been fetched"):
-        hearing.check(PLACES, now=DEAF_AFTER_S)
+        told(hearing, report(DEAF_AFTER_S, "active", "none"))
 
 
 @pytest.mark.parametrize(
     "between",
-    [report("active", "active"), report("active", "none", broker="DOWN")],
-    ids=["fetched once", "no broker was there"],
+    [
+        report(DEAF_AFTER_S, "active", "active"),
+        report(DEAF_AFTER_S, "active", "offset-query", broker="DOWN"),
+        report(DEAF_AFTER_S, "active", "offset-query", leader=-1),
+        report(DEAF_AFTER_S, "active", "offset-query", leader=2),
+    ],
+    ids=["fetched once", "no broker is there", "no leader", "its leader is away"],
 )
-def test_what_is_fetched_or_has_no_broker_is_not_deaf(between: str) -> None:
-    hearing = Hearing()
-    for now, text in (
-        (0.0, report("active", "none")),
-        (DEAF_AFTER_S, between),
-        (DEAF_AFTER_S + 1, report("active", "none")),
-    ):
-        told(hearing, text)
-        hearing.check(PLACES, now=now)
+def test_what_is_fetched_or_has_nobody_to_be_fetched_from_is_not_deaf(between: str) -> None:
+    told(Hearing(), report(0, "active", "none"), between, report(DEAF_AFTER_S + 1, "active", "none"))
 
 
-def test_an_old_report_is_not_counted_twice_and_a_revoked_partition_not_at_all() -> None:
+def test_time_passes_by_the_reports_and_not_by_when_they_are_looked_at() -> None:
     hearing = Hearing()
-    told(hearing, report("active", "none"))
-    hearing.check(PLACES, now=0.0)
-    hearing.check(PLACES, now=10 * DEAF_AFTER_S)
-    told(hearing, report("active", "none"))
-    hearing.check(PLACES[:1], now=11 * DEAF_AFTER_S)
+    told(hearing, report(0, "active", "none"))
+    for _ in range(1_000):
+        hearing.check(PLACES)
+    told(hearing, report(1, "active", "none"))
+
+
+def test_a_revoked_partition_does_not_count() -> None:
+    hearing = Hearing()
+    told(hearing, report(0, "active", "none"))
+    told(hearing, report(DEAF_AFTER_S, "active", "none"), places=PLACES[:1])
+
+
+def test_a_member_that_never_comes_into_its_group_ends_and_one_that_waits_for_a_topic_does_not() -> None:
+    hearing = Hearing()
+    told(hearing, report(0, join="wait-join"), report(JOINED_WITHIN_S - 1, join="wait-sync"), places=())
+    with pytest.raises(Deaf, match=r"not in the group for 330 s \(state wait-join\)"):
+        told(hearing, report(JOINED_WITHIN_S, join="wait-join"), places=())
+    told(Hearing(), report(0, join="wait-metadata"), report(JOINED_WITHIN_S, join="wait-metadata"), places=())

@@ -17,7 +17,7 @@ from outbox_relay.outcome import Answer, Called, Lost, NotSent
 from tests.unit import fix_http
 from tests.unit.fix_http import RawServer, answer, die, hang, raw, reset
 
-QUICK = AttemptLimits(connect_s=0.3, read_s=0.3, response_bytes=100_000, keep_alive_s=1.0)
+QUICK = AttemptLimits(connect_s=1.0, read_s=0.3, response_bytes=100_000, keep_alive_s=1.0)
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n"
 
 
@@ -193,7 +193,7 @@ def test_nothing_is_sent_when_the_name_does_not_resolve() -> None:
 def test_nothing_is_sent_when_the_connection_does_not_come_about() -> None:
     with full_queue() as port:
         url = f"http://127.0.0.1:{port}"
-        assert post(url, list, trusted=True, timeout_s=5.0) == NotSent(f"127.0.0.1:{port}: no connection within 0.3 s")
+        assert post(url, list, trusted=True, timeout_s=5.0) == NotSent(f"127.0.0.1:{port}: no connection within 1 s")
         assert post(url, list, trusted=True, timeout_s=0.1) == NotSent(f"127.0.0.1:{port}: no connection within 0.1 s")
 
 

@@ -1,5 +1,6 @@
 """Commands and replies as they travel."""
 
+import re
 import uuid
 from datetime import UTC, datetime
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from outbox_relay.command import HttpCommand, header_value
+from outbox_relay.command import HttpCommand, header_value, traceparent_of
 from outbox_relay.outcome import Operation, Outcome, Verdict
 from participant.command import Json
 from schemas import SCHEMAS
@@ -50,7 +51,9 @@ def test_a_participant_is_named_as_one() -> None:
     headers = HttpCommand.from_record({**RECORD, "operation": "COMMIT"}).http_headers()
     assert headers["Fluxora-Participant"] == "pay"
     assert "Fluxora-Step" not in headers
-    assert "traceparent" not in headers
+    # Nobody traced it so far: the trace is found by the transaction's id, and the call's parent is its own.
+    assert headers["traceparent"] == traceparent_of(RECORD["transaction_id"], RECORD["command_id"])
+    assert re.fullmatch(f"00-{uuid.UUID(RECORD['transaction_id']).hex}-[0-9a-f]{{16}}-01", headers["traceparent"])
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ def test_a_failure_is_tried_again_after_the_waits_of_the_policy() -> None:
         t.fail("pay", "database away")
         t.expect_compensation("reserve")
         t.fail_compensation("reserve", "not now")
-        t.expect_retry("reserve", after=0.2)
+        t.expect_retry("reserve", after=0.5)
         t.reply_compensation("reserve")
         t.expect_failed("database away")
 
