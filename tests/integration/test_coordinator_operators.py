@@ -139,9 +139,8 @@ def test_without_a_decision_the_answer_is_202_with_the_saga_as_it_stands(coordin
 @pytest.mark.parametrize(
     ("verb", "body", "field"),
     [
-        ("skip", None, "step"),
-        ("skip", {}, "step"),
         ("skip", {"step": ""}, "step"),
+        ("skip", {"step_id": ""}, "step_id"),
         ("cancel", {"step": "bill"}, "step"),
         ("cancel", {"who": ""}, "who"),
         ("cancel", {"who": "a\x00b"}, "who"),
