@@ -13,6 +13,7 @@ from coordinator.store import Store
 from coordinator.views import view
 from saga_processors.machine import Request as What
 from web.content import accepted, answer, read
+from web.problems import Conflict
 
 
 class Operators:
@@ -33,9 +34,27 @@ class Operators:
         return await self._ask(request, saga_id, What.RETRY, wanted, wanted.step, plain)
 
     async def skip(self, request: Request, saga_id: UUID) -> Response:
-        """Take a step's action, or its compensation, for done: somebody has seen to it by other means."""
+        """Take a step's action, or its compensation, for done: somebody has seen to it by other means. Without `step`
+        that of the only step under way now; 409 if there is none, or are several."""
         wanted, plain = await read(request, SkipRequest)
-        return await self._ask(request, saga_id, What.SKIP, wanted, wanted.step, plain)
+        step, who, why = wanted.step, wanted.who, wanted.why
+        if step is None and not await self._requests.answered(
+            request, "saga", saga_id, What.SKIP, plain, who=who, why=why
+        ):
+            step = await self._only_step(saga_id)
+        return await self._ask(request, saga_id, What.SKIP, wanted, step, plain)
+
+    async def _only_step(self, saga_id: UUID) -> str:
+        """The step that is skipped without a name: by what is shown now, so that no later one is skipped instead."""
+        row = await self._store.read(saga_id)
+        if row is None:
+            raise not_found("saga", saga_id)
+        shown = view(row)
+        at_work = [step["id"] for step in shown["steps"] if step["state"] in ("EXECUTING", "COMPENSATING")]
+        if len(at_work) != 1:
+            names = ", ".join(map(repr, at_work[:5])) or "none"
+            raise Conflict(f"name the step to skip; under way: {names}", shown["state"])
+        return str(at_work[0])
 
     async def _ask(
         self, request: Request, saga_id: UUID, what: What, wanted: CancelRequest, step: str | None, plain: Any

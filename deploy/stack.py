@@ -141,7 +141,7 @@ class Stack:
         running = dict(one.decode(errors="replace").split("=", 1) for one in told if b"=" in one)
         for name in ("SERVICE_REGISTRY_URL", "FLUXORA_SERVICE_MAP"):
             wanted = self._environment.get(name)
-            if wanted is not None and wanted != running.get(name):
+            if wanted and wanted != running.get(name):
                 has = f"{name}={running.get(name, '')}"
                 raise StackError(f"the stack in {self.root} runs with {has}, not {wanted}: run `make down` first")
 

@@ -25,6 +25,7 @@ from connectors.debezium import PREFIX, database_url, slot_name
 from fluxora.awaited import AwaitedRows, Row
 from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import NoSuchTopic, Progress, TopicReader, headers_of
+from participant.settings import CONNECT
 from participant.tables import PUBLICATION
 from schemas import FluxoraError
 
@@ -124,7 +125,7 @@ def audit(
         except ValueError as error:
             raise CannotAudit(f"connector {connector.name}: {error}") from error
         try:
-            with psycopg.connect(url, autocommit=True, connect_timeout=5) as connection:
+            with psycopg.connect(url, autocommit=True, **CONNECT) as connection:
                 with AwaitedRows() as rows:
                     one = _compare(connector, connection, bootstrap_servers, rows, since, wait_s, progress)
                     one.missing = [_missing(row) for row in rows.ordered(limit)] if one.missing_rows else []

@@ -30,7 +30,7 @@ from fluxora.topics import (
 )
 from participant import migrations
 from participant.local_transaction import first_line
-from participant.settings import sqlalchemy_url
+from participant.settings import CONNECT, sqlalchemy_url
 from schemas import FluxoraError, RegistryUnavailable, register_all
 
 #: Names of services: parts of topic names, consumer groups, URLs and labels.
@@ -159,7 +159,7 @@ def _connects(target: URL, create: bool, report: Report) -> None:
     engine = create_engine(
         sqlalchemy_url(target.render_as_string(hide_password=False)),
         poolclass=NullPool,
-        connect_args={"connect_timeout": 5},
+        connect_args=CONNECT,
     )
     try:
         with engine.connect():

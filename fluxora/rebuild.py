@@ -21,6 +21,7 @@ from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, OffsetSpec  # type: ignore[attr-defined]
 from psycopg import sql
 
+from participant.settings import CONNECT
 from saga_processors.log import APP_ID, INPUT_TOPIC, InputLog, Publisher
 from saga_processors.partition import Halted
 from saga_processors.processor import Processor
@@ -98,7 +99,7 @@ class Rebuild:
         self._pruned = 0
 
     def __enter__(self) -> Self:
-        self._connection = psycopg.connect(self._settings.database_url, autocommit=True, connect_timeout=5)
+        self._connection = psycopg.connect(self._settings.database_url, autocommit=True, **CONNECT)
         try:
             self._prepare()
         except BaseException:

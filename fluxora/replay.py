@@ -23,6 +23,7 @@ from uuid_utils.compat import uuid7
 
 from fluxora.sending import NotSent, Sender
 from fluxora.topic_reader import Progress, Range, TopicReader, as_bytes, headers_of
+from participant.settings import CONNECT
 from schemas import Codec, FluxoraError, RegistryUnavailable, UndecodableRecord
 
 REPLAY_ID = "replay-id"
@@ -227,7 +228,7 @@ class _Pace:
 
 def record_begin(database_url: str, replay: Replay, topic: str, target: str, selection: Selection, who: str) -> None:
     """Write the audit row before the first record leaves."""
-    with psycopg.connect(database_url, connect_timeout=5) as connection:
+    with psycopg.connect(database_url, **CONNECT) as connection:
         connection.execute(
             "INSERT INTO public.replays (id, who, source, target, selection) VALUES (%s, %s, %s, %s, %s)",
             (UUID(replay.id), who, topic, target, orjson.dumps(selection.as_json()).decode()),
@@ -236,7 +237,7 @@ def record_begin(database_url: str, replay: Replay, topic: str, target: str, sel
 
 def record_end(database_url: str, replay: Replay, sent: int, error: str | None) -> None:
     """Complete the audit row."""
-    with psycopg.connect(database_url, connect_timeout=5) as connection:
+    with psycopg.connect(database_url, **CONNECT) as connection:
         connection.execute(
             "UPDATE public.replays SET finished_at = now(), matched = %s, sent = %s, error = %s WHERE id = %s",
             (replay.found.matched, sent, error, UUID(replay.id)),

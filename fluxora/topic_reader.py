@@ -81,12 +81,13 @@ class TopicReader:
             TopicUnavailable: the brokers do not answer.
         """
         try:
-            topic = self._consumer.list_topics(self._topic, timeout=_TIMEOUT_S).topics[self._topic]
-            if topic.error is not None:
-                there = topic.error.code() != KafkaError.UNKNOWN_TOPIC_OR_PART
-                raise (TopicUnavailable if there else NoSuchTopic)(
-                    f"there is no topic {self._topic!r} ({topic.error.str()})"
-                )
+            found = self._consumer.list_topics(self._topic, timeout=_TIMEOUT_S)
+            topic = found.topics[self._topic]
+            # Brokers that have just come back know neither themselves nor all of their topics.
+            if found.brokers and topic.error is not None and topic.error.code() == KafkaError.UNKNOWN_TOPIC_OR_PART:
+                raise NoSuchTopic(f"there is no topic {self._topic!r} ({topic.error.str()})")
+            if not found.brokers or topic.error is not None:
+                raise KafkaException(topic.error or KafkaError(KafkaError._ALL_BROKERS_DOWN))
             partitions = sorted(topic.partitions)
             bounds = {
                 p: self._consumer.get_watermark_offsets(TopicPartition(self._topic, p), timeout=_TIMEOUT_S)

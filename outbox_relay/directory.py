@@ -130,7 +130,8 @@ class Directory:
         if (entry := self._entries.get(name)) is not None:
             entry.due = min(entry.due, entry.asked_at + self._settings.registry_negative_ttl_s)
         others = [one for one in await self.instances(name) if one not in tried]
-        return self._turn(name).next(others) if others else None
+        # Not a turn of its own: with two instances every call would begin with the same one.
+        return others[self._turn(name).count % len(others)] if others else None
 
     def _turn(self, name: str) -> _Turn:
         turn = self._turns.get(name)

@@ -232,6 +232,8 @@ class Intake:
         # An error must not pass for "nothing was committed": what a relay before this one did would be done again.
         for found in sound(self._consumer.committed(asked, timeout=_ANSWER_S)):
             low, end = self._consumer.get_watermark_offsets(found, timeout=_ANSWER_S)
+            if end < 0:
+                raise KafkaFailure(KafkaError(KafkaError._NO_OFFSET, f"{TOPIC}[{found.partition}] has no end now"))
             start = max(found.offset, low)
             untouched = found.offset < 0 or found.metadata == _LEFT
             if untouched:

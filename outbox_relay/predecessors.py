@@ -71,6 +71,8 @@ def _ranges(consumer: Consumer, since: float) -> dict[int, tuple[int, int]]:
     found = {}
     for start in sound(consumer.offsets_for_times(asked, timeout=_TIMEOUT_S), known=True):
         _, end = consumer.get_watermark_offsets(start, timeout=_TIMEOUT_S)
+        if end < 0:
+            raise KafkaFailure(KafkaError(KafkaError._NO_OFFSET, f"{TRANSACTIONS_TOPIC}[{start.partition}] has no end"))
         # A negative offset: no record is that late.
         if 0 <= start.offset < end:
             found[start.partition] = (start.offset, end)

@@ -159,7 +159,7 @@ class RelaySettings(DirectorySettings):
         default=300.0,
         gt=0,
         le=3600,
-        description="Between two bytes of an answer; a call ends with its step's timeout in any case.",
+        description="Between two bytes of an answer.",
     )
     max_timeout_s: float = Field(default=300.0, gt=0, le=3600, description="Of a whole call, whatever its step says.")
     max_response_bytes: int = Field(

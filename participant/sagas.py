@@ -35,7 +35,7 @@ class Retry:
     multiplier: float = 2.0
     jitter: float = 0.2
     #: Attempts after which a saga that must go on is shown with ``needs_attention``.
-    attention_after: int = 5
+    attention_after: int = 7
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,9 @@ VERSION = re.compile(r"[\x21-\x7e]{1,100}")
 MIN_TIMEOUT_MS = 100
 MAX_TIMEOUT_MS = 30 * 24 * 3600 * 1000
 MAX_ATTEMPTS = 1000
-#: How long the waits of a step that is tried without end become, after ``MANY_ATTEMPTS`` or when it has called for
-#: attention, whichever comes later: hundreds of sagas that wait for one dead service must not fill the log. A policy
-#: whose ``max_delay_ms`` is longer keeps that.
+#: How long the waits of a step that is tried without end become, once it has called for attention: hundreds of sagas
+#: that wait for one dead service must not fill the log. A policy whose ``max_delay_ms`` is longer keeps that.
 LONG_DELAY_MS = 5 * 60 * 1000
-MANY_ATTEMPTS = 10
 
 
 class InvalidDefinition(ValueError):
@@ -63,7 +61,7 @@ class RetryPolicy:
     up to ``jitter`` is taken off, so that many sagas that failed together do not come back together.
 
     Where attempts have no limit (a compensation, a retriable step, a pivot in doubt), the wait goes on growing once
-    there were many: from its value then by the multiplier, at least by 2, up to ``LONG_DELAY_MS``.
+    the saga needs attention: from its value then by the multiplier, at least by 2, up to ``LONG_DELAY_MS``.
     """
 
     #: Attempts of an action in all; compensations have no limit.
@@ -110,11 +108,6 @@ class StepDefinition:
     action_endpoint: str | None = None
     #: Of an HTTP step; without one there is nothing to undo, and its compensation is settled without a call.
     compensation_endpoint: str | None = None
-
-    @property
-    def nothing_to_undo(self) -> bool:
-        """Whether the definition says so: an HTTP step without a ``compensation_endpoint``."""
-        return self.over_http and self.compensation_endpoint is None
 
     @property
     def over_http(self) -> bool:

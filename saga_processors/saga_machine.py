@@ -20,7 +20,7 @@ end. After the end nothing is: the relay passes over second copies, as far as it
 from collections.abc import Sequence
 from dataclasses import replace
 
-from saga_processors.definition import MANY_ATTEMPTS, SagaDefinition, StepKind
+from saga_processors.definition import SagaDefinition, StepKind
 from saga_processors.machine import DeadlinePassed, Decision, Request, Verdict
 from saga_processors.reference import MAX_PAYLOAD_BYTES, Unresolved, resolve
 from saga_processors.saga import (
@@ -271,11 +271,10 @@ class _Run:
                 return self.cancel(f"cancelled{by}")
             case Request.RETRY:
                 return self.retry(i)
+            case Request.SKIP if i is not None:
+                return self.skip(i, f"skipped{by}")
             case Request.SKIP:
-                under_way = [i] if i is not None else self.under_way()
-                if len(under_way) != 1:
-                    return f"name the step to skip: {len(under_way)} are EXECUTING or COMPENSATING"
-                return self.skip(under_way[0], f"skipped{by}")
+                return "name the step to skip"
         return f"a saga cannot do {request.request}: it knows CANCEL, RETRY and SKIP"
 
     def cancel(self, reason: str) -> str | None:
@@ -298,10 +297,6 @@ class _Run:
         name, state = self.definition.steps[only].name, self.steps[only].state
         under_way = state in (StepState.EXECUTING, StepState.COMPENSATING)
         return f"{name!r} is {state} and does not wait for its next attempt" + (": one is under way" * under_way)
-
-    def under_way(self) -> list[int]:
-        """The steps of which an answer, or the next attempt, is awaited."""
-        return [i for i, one in enumerate(self.steps) if one.state in (StepState.EXECUTING, StepState.COMPENSATING)]
 
     def skip(self, i: int, reason: str) -> str | None:
         """Take what a step is doing for done. Its action may have run, so it is undone if the saga fails."""
@@ -331,9 +326,7 @@ class _Run:
         An earlier attempt that ended without an answer may have run all the same, where the service has no
         barrier; then it is undone. A service with a barrier answers that there is nothing to undo.
         """
-        definition = self.definition.steps[i]
-        undoable = definition.kind is StepKind.COMPENSATABLE and not definition.nothing_to_undo
-        if self.steps[i].in_doubt and undoable:
+        if self.steps[i].in_doubt and self.definition.steps[i].kind is StepKind.COMPENSATABLE:
             self.undo(i, StepMove.UNDO_IN_DOUBT, reason)
         else:
             # One that was never dispatched has not even a payload.
@@ -363,13 +356,12 @@ class _Run:
     def try_again(self, i: int, reason: str) -> None:
         step, retry = self.steps[i], self.definition.steps[i].retry
         patience = self.patience(i)
-        slower_after = None if patience is None else max(patience, MANY_ATTEMPTS)
         seed = f"{self.before.created_at}:{self.definition.steps[i].name}:{step.state}"
         self.move_step(
             i,
             StepMove.TRY_AGAIN,
             timeout_at=None,
-            retry_at=self.at + retry.delay_ms(step.attempt, seed, slower_after),
+            retry_at=self.at + retry.delay_ms(step.attempt, seed, patience),
             reason=reason,
         )
         if patience is not None and step.attempt >= patience and not self.needs_attention:
@@ -487,7 +479,8 @@ class _Run:
         self.move_step(i, move, reason=reason, attempt=0, skipped=False, ended_at=None)
         self.publish(EventType.STEP_COMPENSATING, i, reason)
         definition = self.definition.steps[i]
-        if definition.nothing_to_undo:
+        if definition.over_http and definition.compensation_endpoint is None:
+            # There is nothing to undo, says the definition.
             self.undone(i)
         else:
             self.send(i, 1)

@@ -35,8 +35,8 @@ class PolicySettings(BaseSettings):
         ge=0.1,
         le=3600,
         validation_alias=AliasChoices("FLUXORA_PARTICIPANT_TIMEOUT", "participant_timeout"),
-        description="Seconds until one call to commit or abort counts as unanswered; a vote has as long as the "
-        "transaction.",
+        description="Seconds until one call to prepare, commit or abort counts as unanswered (a Kafka participant's "
+        "vote has as long as the transaction).",
     )
     participant_retry_initial: float = Field(
         default=DEFAULT_POLICY.initial_delay_ms / 1000,

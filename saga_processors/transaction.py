@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from saga_processors.machine import DeadlinePassed, Decision, Request, Verdict
-from saga_processors.transaction_definition import ParticipantDefinition, TransactionDefinition
+from saga_processors.transaction_definition import ParticipantDefinition, TransactionDefinition, Transport
 
 
 class TransactionState(StrEnum):
@@ -306,10 +306,9 @@ def advance(transaction: Transaction | None, event: Input, at: int) -> Transacti
 
 
 def timeout_ms(transaction: Transaction, operation: Operation, at: int) -> int:
-    """How long a call to an HTTP participant that leaves at ``at`` may take, ms. A vote has as long as the
-    transaction: it is not asked for again, and who comes back late may still say yes."""
+    """How long a call to an HTTP participant that leaves at ``at`` may take, ms."""
     limit = transaction.definition.policy.attempt_timeout_ms
-    return max(1, transaction.vote_by - at) if operation is Operation.PREPARE else limit
+    return max(1, min(limit, transaction.vote_by - at)) if operation is Operation.PREPARE else limit
 
 
 def _begin(definition: TransactionDefinition, at: int) -> TransactionDecision:
@@ -511,7 +510,11 @@ class _Run:
                 self.ask(i, _UNDER_WAY[self.state], participant.attempt + 1)
             elif participant.timeout_at is not None and participant.timeout_at <= due_at:
                 fired = True
-                self.try_again(i, f"no answer to {_UNDER_WAY[self.state]} {participant.attempt} in time")
+                reason = f"no answer to {_UNDER_WAY[self.state]} {participant.attempt} in time"
+                if self.state is TransactionState.PREPARING:
+                    self.voted_no(i, reason, holds_nothing=False)
+                else:
+                    self.try_again(i, reason)
         return None if fired else (Verdict.IGNORED, "nothing is due")
 
     # What is done
@@ -575,10 +578,12 @@ class _Run:
     def ask(self, i: int, operation: Operation, attempt: int) -> None:
         """The one place where a command leaves.
 
-        With it a timer is set, so no state is without an exit; a vote has the transaction's.
+        With it a timer is set, so no state is without an exit; a Kafka participant's vote has the transaction's.
         """
         participant = self.participants[i]
-        timeout_at = None if operation is Operation.PREPARE else self.at + self.policy.attempt_timeout_ms
+        timeout_at: int | None = self.at + timeout_ms(self.before, operation, self.at)
+        if operation is Operation.PREPARE and participant.definition.transport is Transport.KAFKA:
+            timeout_at = None
         self.participants[i] = replace(
             participant, may_hold=True, attempt=attempt, timeout_at=timeout_at, retry_at=None
         )

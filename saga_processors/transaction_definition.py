@@ -20,8 +20,9 @@ class Policy:
     The first input carries it: what is decided depends on it, so a fold of the log must find it there.
     """
 
-    #: One call to commit or abort counts as unanswered after this, ms. A vote has no limit but the transaction's own.
-    attempt_timeout_ms: int = 10_000
+    #: One call to prepare, commit or abort counts as unanswered after this, ms. A Kafka participant's vote has no
+    #: limit but the transaction's own.
+    attempt_timeout_ms: int = 20_000
     #: Wait before the second attempt to commit or abort; it doubles from there.
     initial_delay_ms: int = 500
     #: And ends here. There is no last attempt.
@@ -30,7 +31,7 @@ class Policy:
     #: Share of the wait that is taken off at most.
     jitter: float = 0.5
     #: After so many attempts without success the transaction is shown with ``needs_attention``.
-    attention_after: int = 5
+    attention_after: int = 7
     max_participants: int = 1_000
     #: Of all participants together, characters: they are one value in the database, written with every change.
     max_size: int = 1024 * 1024

@@ -1,5 +1,6 @@
 """Where schemas have their ids: a Confluent-compatible registry, or the memory of a test."""
 
+import json
 from typing import Protocol
 
 import httpx2
@@ -76,10 +77,18 @@ class ConfluentRegistry:
         except httpx2.HTTPError as error:
             raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error!r}") from error
         except (ValueError, TypeError, AttributeError) as error:  # an answer that is not the API's
-            raise RegistryUnavailable(f"the registry's answer for schema id {schema_id}: {error!r}") from error
-        if not schema:
-            raise RegistryUnavailable(f"the registry's answer for schema id {schema_id} holds no schema")
+            raise self._nonsense(schema_id) from error
+        try:
+            json.loads(schema or "")
+        except ValueError as error:
+            raise self._nonsense(schema_id) from error
+        assert schema is not None
         return schema
+
+    def _nonsense(self, schema_id: int) -> RegistryUnavailable:
+        # The client would answer with it for ever.
+        self._client.clear_caches()  # type: ignore[no-untyped-call]
+        return RegistryUnavailable(f"the registry's answer for schema id {schema_id} is no schema")
 
 
 class MemoryRegistry:

@@ -20,6 +20,7 @@ from outbox_relay.messages.names import MESSAGES
 from outbox_relay.messages.settings import APPLICATION, MessageSettings
 from outbox_relay.messages.store import Store
 from outbox_relay.messages.topics import quiet_logger
+from participant.membership import Hearing
 from web.database import DatabaseUnavailable
 
 log = structlog.get_logger()
@@ -66,8 +67,10 @@ class Confirmation:
 
     def _consume(self, loop: asyncio.AbstractEventLoop) -> None:
         refresh_ms = int(self._settings.confirm_refresh_seconds * 1000)
+        hearing = Hearing()
         consumer = Consumer(
             {
+                **hearing.settings,
                 "bootstrap.servers": self._settings.kafka_bootstrap_servers,
                 "group.id": self._settings.confirm_group,
                 "client.id": APPLICATION,
@@ -87,6 +90,8 @@ class Confirmation:
         try:
             consumer.subscribe([_PATTERN])
             while not self._stop.is_set():
+                # An error, and a partition that is not fetched, make a new consumer.
+                hearing.check((one.topic, one.partition) for one in consumer.assignment())
                 records = consumer.consume(_BATCH, _POLL_SECONDS)
                 good = []
                 for record in records:

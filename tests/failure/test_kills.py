@@ -169,6 +169,6 @@ def test_a_broker_that_was_away_leaves_no_service_deaf(platform: Platform, how: 
             time.sleep(11 + freeze)
             os.kill(frozen, signal.SIGCONT)
             expected = start_sagas(platform, 10)
-            platform.check_whole_or_undone(expected, platform.wait_all(expected, 60))
+            platform.check_whole_or_undone(expected, platform.wait_all(expected, 120))
     expected = start_sagas(platform, 10)
-    platform.check_whole_or_undone(expected, platform.wait_all(expected, 60))
+    platform.check_whole_or_undone(expected, platform.wait_all(expected, 120))

@@ -113,6 +113,16 @@ def test_a_refusal_of_the_machine_is_409_with_its_state_and_reason(coordinator: 
     assert answer.json()["state"] == "COMPLETED" and "has ended" in answer.json()["detail"]
 
 
+def test_a_skip_without_a_step_means_the_one_under_way_and_only_that(coordinator: Coordinator) -> None:
+    saga_id = coordinator.post().json()["saga_id"]
+    before = coordinator.counts()
+    answer = ask(coordinator, saga_id, "skip", {"who": "ada"})
+    assert answer.status_code == 409
+    assert answer.json()["state"] == "STARTED" and "under way: none" in answer.json()["detail"]
+    assert ask(coordinator, str(uuid4()), "skip").status_code == 404
+    assert coordinator.counts() == before
+
+
 def test_a_request_sent_again_with_its_key_is_in_the_log_once(coordinator: Coordinator, codec: Codec) -> None:
     saga_id, key = coordinator.post().json()["saga_id"], str(uuid4())
     with machine(coordinator, codec, granted) as requests:

@@ -45,6 +45,40 @@ def test_instances_are_called_in_turn() -> None:
     asyncio.run(run())
 
 
+def test_a_dead_instance_takes_no_more_than_its_turn() -> None:
+    async def run() -> None:
+        async with (
+            RawServer(catalog(("10.0.0.1", 80), ("10.0.0.2", 80))) as server,
+            Directory(settings(server)) as directory,
+        ):
+            first = []
+            for _ in range(8):
+                instance = await directory.choose("orders")
+                first.append(instance.host)
+                if instance.host == "10.0.0.1":
+                    other = await directory.another("orders", [instance])
+                    assert other is not None and other.host == "10.0.0.2"
+                    assert await directory.another("orders", [instance, other]) is None
+            assert first == ["10.0.0.1", "10.0.0.2"] * 4
+
+    asyncio.run(run())
+
+
+def test_the_registry_is_asked_again_where_an_instance_is_now() -> None:
+    async def run() -> None:
+        async with (
+            RawServer(catalog(("10.0.0.1", 80))) as server,
+            Directory(settings(server, registry_ttl_s=600, registry_negative_ttl_s=0)) as directory,
+        ):
+            gone = await directory.choose("orders")
+            server.says = catalog(("10.0.0.7", 80))
+            assert (await directory.choose("orders")) == gone
+            now = await directory.another("orders", [gone])
+            assert now is not None and now.host == "10.0.0.7"
+
+    asyncio.run(run())
+
+
 def test_an_answer_is_kept_for_its_time_and_then_asked_for_again() -> None:
     async def run() -> None:
         async with (

@@ -146,9 +146,8 @@ def test_a_compensation_is_tried_until_it_succeeds_and_calls_for_attention() -> 
         assert play.events == (["SagaNeedsAttention"] if attempt == 3 else [])
         due = play.saga.next_deadline
         assert due is not None
-        # The policy's longest wait is a second; after many attempts it grows to five minutes.
-        usual = min(100 * 2 ** (attempt - 1), 1_000)
-        assert due - play.at == (usual if attempt <= 10 else min(1_000 * 2 ** (attempt - 10), 300_000))
+        # The policy's longest wait is a second; once it has called for attention it grows to five minutes.
+        assert due - play.at == min([100, 200, 400][min(attempt, 3) - 1] * 2 ** max(0, attempt - 3), 300_000)
         play.at = due
         play.put(DeadlinePassed(due))
         assert play.sent == [f"undo a {attempt + 1}"]

@@ -269,15 +269,6 @@ def test_a_second_copy_that_may_have_run_leaves_the_step_in_doubt_while_it_waits
     assert play.sent == ["undo a"]
 
 
-def test_a_step_in_doubt_that_says_there_is_nothing_to_undo_has_failed() -> None:
-    play = Play(saga_of(http_step("a"), replace(http_step("b", "a", undo=None), retry=ONCE)))
-    play.put(reply("a"))
-    play.put(reply("b", Outcome.UNKNOWN))
-    assert play.sent == ["undo a"]
-    play.put(reply("a", undo=True))
-    assert play.states == "FAILED: a=COMPENSATED b=FAILED"
-
-
 def test_what_participants_start_is_what_the_machine_reads() -> None:
     steps = [
         sagas.Step("stock", {"x": {"$from": "input.x"}}, name="a", action_endpoint="/a", compensation_endpoint="/b"),

@@ -41,8 +41,20 @@ def test_an_id_that_the_registry_does_not_know_makes_a_record_undecodable(status
         (200, b"<html>starting</html>"),
         (200, b'{"schema": "'),
         (200, []),
+        (200, {"schema": "<html>starting</html>"}),
     ],
 )
 def test_what_is_not_its_own_word_is_an_outage_and_no_poison(status: int, document: Any) -> None:
     with pytest.raises(RegistryUnavailable):
         asked(status, document)
+
+
+@pytest.mark.parametrize("nonsense", [{}, {"schema": ""}, {"schema": "<html>"}, b"<html>"])
+def test_nonsense_is_not_remembered(nonsense: Any) -> None:
+    answers: list[Any] = [nonsense, {"schema": '"string"'}]
+    with http_service(lambda call: (200, answers.pop(0))) as service:
+        registry = ConfluentRegistry(service.url)
+        with pytest.raises(RegistryUnavailable):
+            registry.schema_of(7)
+        assert registry.schema_of(7) == '"string"'
+        registry.close()

@@ -169,16 +169,19 @@ def test_a_transaction_that_nobody_prepares_aborts_when_its_time_is_over() -> No
     assert play.states == "ABORTED: a=ABORTED"
 
 
-@pytest.mark.parametrize("transport", list(Transport))
-def test_a_vote_has_as_long_as_the_transaction_and_is_missed_then(transport: Transport) -> None:
-    play = Play(transaction_of(participant("a", transport), participant("b", transport)))
+def test_an_http_participant_that_does_not_vote_in_time_votes_no() -> None:
+    play = Play(transaction_of("a", "b"))
     play.prepare()
     play.vote("a")
+    assert play.now.next_deadline == 1_000
+    play.put(DeadlinePassed(1_000))
+    assert (play.sent, play.states) == (["abort a", "abort b"], "ABORTING: a=PREPARED b=FAILED")
+
+
+def test_a_kafka_participant_has_as_long_to_vote_as_the_transaction() -> None:
+    play = Play(transaction_of(participant("a", Transport.KAFKA)))
+    play.prepare()
     assert play.now.next_deadline == 30_000
-    play.put(DeadlinePassed(29_999))
-    assert play.decision.verdict is Verdict.IGNORED
-    play.put(DeadlinePassed(30_000))
-    assert (play.sent, play.states) == (["abort a", "abort b"], "ABORTING: a=PREPARED b=PREPARING")
 
 
 def test_after_the_decision_no_timeout_and_no_abort_turns_it() -> None:
