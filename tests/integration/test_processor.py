@@ -580,7 +580,7 @@ def test_a_two_phase_commit_goes_through_the_same_loop(platform: Platform, datab
     assert round(to_alpha["expires_at"].timestamp() * 1000) == 31_000
     assert commands[2][1]["expires_at"] is None, "what is decided does not expire"
     assert orjson.loads(to_beta["body"]) == {"transaction_id": inputs.id, "n": 1}
-    assert (to_beta["endpoint"], to_beta["timeout_ms"]) == ("/transaction/prepare", 10_000)
+    assert (to_beta["endpoint"], to_beta["timeout_ms"]) == ("/transaction/prepare", Policy().attempt_timeout_ms)
     assert to_beta["idempotency_key"] == f"{inputs.id}:beta:prepare"
     events = [platform.codec.decode(record.value) for record in sent.records if record.topic.endswith(".events")]
     assert {name for name, _ in events} == {"fluxora.TransactionEvent"}
