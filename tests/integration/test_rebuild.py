@@ -11,6 +11,7 @@ import pytest
 import coordinator.migrations
 from fluxora.rebuild import CannotRebuild, Rebuild
 from saga_processors.settings import ProcessorSettings
+from saga_processors.transaction_definition import Policy
 from tests import command_line
 from tests.command_line import fluxora
 from tests.platform import Platform, steps
@@ -49,7 +50,7 @@ def test_two_phase_commits_are_folded_alike_whatever_settings_the_rebuild_has(pl
     code, told, errors = fluxora(platform, "rebuild", "--verify", **other)
     assert (code, told["differences"]) == (0, []), errors
     [(kept,)] = platform.query("fluxora", "SELECT definition -> 'policy' FROM transactions WHERE id = %s", made[0].id)
-    assert kept["attempt_timeout_ms"] == 30_000, "the coordinator's setting, as the log has it"
+    assert kept["attempt_timeout_ms"] == Policy().attempt_timeout_ms, "the coordinator's setting, as the log has it"
 
 
 def test_a_row_that_was_changed_and_a_journal_row_that_is_gone_are_named(
