@@ -92,8 +92,8 @@ class Intake:
         self._clock = clock
         self._deliver = deliver
         self._windows: dict[int, Window] = {}
-        #: Assigned, and nothing of them taken.
-        self._new: set[int] = set()
+        #: Assigned, and nothing of them taken: what was committed of each.
+        self._new: dict[int, TopicPartition] = {}
         #: What the log says, for the windows that were there when it was read; with the time of that.
         self._answered: tuple[Answered, float] | None = None
         self._paused: set[int] = set()
@@ -228,9 +228,7 @@ class Intake:
         if not self._new:
             return
         begun = []
-        asked = [TopicPartition(TOPIC, p) for p in self._new]
-        # An error must not pass for "nothing was committed": what a relay before this one did would be done again.
-        for found in sound(self._consumer.committed(asked, timeout=_ANSWER_S)):
+        for found in self._new.values():
             low, end = self._consumer.get_watermark_offsets(found, timeout=_ANSWER_S)
             if end < 0:
                 raise KafkaFailure(KafkaError(KafkaError._NO_OFFSET, f"{TOPIC}[{found.partition}] has no end now"))
@@ -328,8 +326,8 @@ class Intake:
             self._consumer.commit(offsets=offsets, asynchronous=True)
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        take_up(consumer, partitions, OFFSET_BEGINNING)
-        self._new.update(partition.partition for partition in partitions)
+        found = take_up(consumer, partitions, OFFSET_BEGINNING)
+        self._new.update((one.partition, one) for one in found)
         log.info("partitions_assigned", partitions=sorted({*self._windows, *self._new}))
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
@@ -338,7 +336,7 @@ class Intake:
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         for partition in partitions:
-            self._new.discard(partition.partition)
+            self._new.pop(partition.partition, None)
             if (window := self._windows.pop(partition.partition, None)) is not None:
                 window.revoked = True
             self._paused.discard(partition.partition)

@@ -34,9 +34,8 @@ class Operation(StrEnum):
 SAGA = (Operation.ACTION, Operation.COMPENSATION)
 #: Operations that have something to be undone; the others are repeated until they are done.
 _FIRST = (Operation.ACTION, Operation.PREPARE)
-#: What these also take for done: nobody reads an answer's body here. 202 says that it is not done yet.
+#: What the others also take for done: nobody reads an answer's body here. 202 says that it is not done yet.
 _SUCCESS = (201, 204)
-_REPEATED = (Operation.COMPENSATION, Operation.COMMIT, Operation.ABORT)
 
 
 class Outcome(StrEnum):
@@ -111,7 +110,7 @@ def _judge(operation: Operation, called: Called) -> Verdict:
         return Verdict(Outcome.UNKNOWN, printable(called.reason))
     if called.status == 200:
         return _result(called) if operation is Operation.ACTION else Verdict(Outcome.DONE)
-    if called.status in _SUCCESS and operation in _REPEATED:
+    if called.status in _SUCCESS and operation not in _FIRST:
         return Verdict(Outcome.DONE)
     return Verdict(_outcome(operation, called.status), _reason(called))
 

@@ -182,17 +182,16 @@ class Relay:
             where = self._given_address(command)
             if where is not None:
                 return await self._post(command, where, trusted=False)
-            instance: Address | None = await self._directory.choose(command.service_name)
-            tried: list[Address] = []
-            called: Called = NotSent("no instance was tried")
-            while instance is not None and len(tried) < _INSTANCES_TRIED:
-                tried.append(instance)
-                called = await self._post(command, instance.join(command.endpoint), trusted=True)
-                if not isinstance(called, NotSent):
-                    break
+            tried = [await self._directory.choose(command.service_name)]
+            while True:
+                called = await self._post(command, tried[-1].join(command.endpoint), trusted=True)
+                if not isinstance(called, NotSent) or len(tried) == _INSTANCES_TRIED:
+                    return called
                 # Nothing was sent: another one may be called, and where the registry says that it is now.
-                instance = await self._directory.another(command.service_name, tried)
-            return called
+                another = await self._directory.another(command.service_name, tried)
+                if another is None:
+                    return called
+                tried.append(another)
         except (AddressRefused, UnknownService, DirectoryUnavailable) as error:
             return NotSent(str(error))
 

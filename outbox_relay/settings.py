@@ -155,12 +155,7 @@ class RelaySettings(DirectorySettings):
         le=60,
         description="Of one connection, and of one DNS look-up. Linux sends a lost SYN again after 1 s and 3 s.",
     )
-    read_timeout_s: float = Field(
-        default=300.0,
-        gt=0,
-        le=3600,
-        description="Between two bytes of an answer.",
-    )
+    read_timeout_s: float = Field(default=300.0, gt=0, le=3600, description="Between two bytes of an answer.")
     max_timeout_s: float = Field(default=300.0, gt=0, le=3600, description="Of a whole call, whatever its step says.")
     max_response_bytes: int = Field(
         default=RESULT_LIMIT,

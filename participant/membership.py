@@ -125,11 +125,13 @@ class Hearing:
             return
         report, self._report = self._report, {}
         now = report["ts"] / 1e6
+        # By id: the brokers that are connected.
+        up = {broker["nodeid"] for broker in report.get("brokers", {}).values() if broker["state"] == "UP"}
         silent: dict[tuple[str, int] | None, str] = {
-            place: state for place in assigned if (state := _not_fetched(report, *place)) is not None
+            place: state for place in assigned if (state := _not_fetched(report, up, *place)) is not None
         }
         join_state = report.get("cgrp", {}).get("join_state", "")
-        if join_state in _JOINING and _up(report):
+        if join_state in _JOINING and up:
             silent[None] = join_state
         self._silent = {place: self._silent.get(place, now) for place in silent}
         for place, since in self._silent.items():
@@ -138,13 +140,8 @@ class Hearing:
                 raise Deaf(f"{what} for {now - since:.0f} s (state {silent[place]}); the process starts anew")
 
 
-def _up(report: Mapping[str, Any]) -> set[int]:
-    """The ids of the brokers that are connected."""
-    return {broker["nodeid"] for broker in report.get("brokers", {}).values() if broker["state"] == "UP"}
-
-
-def _not_fetched(report: Mapping[str, Any], topic: str, partition: int) -> str | None:
+def _not_fetched(report: Mapping[str, Any], up: set[int], topic: str, partition: int) -> str | None:
     """The state of a partition that its leader, which is there, is not asked for."""
     found = report.get("topics", {}).get(topic, {}).get("partitions", {}).get(str(partition), {})
     state = str(found.get("fetch_state", "none"))
-    return state if state != "active" and found.get("leader") in _up(report) else None
+    return state if state != "active" and found.get("leader") in up else None

@@ -66,7 +66,9 @@ class ConfluentRegistry:
 
     def schema_of(self, schema_id: int) -> str:
         try:
-            schema = self._client.get_schema(schema_id).schema_str
+            schema = self._client.get_schema(schema_id).schema_str or ""
+            json.loads(schema)
+            return schema
         except SchemaRegistryError as error:
             # A registry may find an odd id (2^32-1 fits the wire format) malformed rather than unknown. It says so in
             # words of its own: a proxy before a registry that is away answers 404, too, to everything.
@@ -77,18 +79,9 @@ class ConfluentRegistry:
         except httpx2.HTTPError as error:
             raise RegistryUnavailable(f"asking the registry for schema id {schema_id}: {error!r}") from error
         except (ValueError, TypeError, AttributeError) as error:  # an answer that is not the API's
-            raise self._nonsense(schema_id) from error
-        try:
-            json.loads(schema or "")
-        except ValueError as error:
-            raise self._nonsense(schema_id) from error
-        assert schema is not None
-        return schema
-
-    def _nonsense(self, schema_id: int) -> RegistryUnavailable:
-        # The client would answer with it for ever.
-        self._client.clear_caches()  # type: ignore[no-untyped-call]
-        return RegistryUnavailable(f"the registry's answer for schema id {schema_id} is no schema")
+            # The client would answer with it for ever.
+            self._client.clear_caches()  # type: ignore[no-untyped-call]
+            raise RegistryUnavailable(f"the registry's answer for schema id {schema_id} is no schema") from error
 
 
 class MemoryRegistry:
