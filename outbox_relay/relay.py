@@ -36,13 +36,11 @@ from outbox_relay.outcome import Called, NotSent, Verdict, judge
 from outbox_relay.replies import Replies
 from outbox_relay.settings import RelaySettings
 from participant.crashpoint import crash_at
-from participant.health import HealthServer
+from participant.health import HealthServer, hung
 from schemas import Codec
 
 log = structlog.get_logger(__name__)
 
-#: Seconds without a turn of the consumer's thread or of the loop after which the process counts as hung.
-_HUNG_AFTER_S = 120
 #: Instances of a service that one attempt tries, as long as none can be connected to.
 _INSTANCES_TRIED = 3
 #: Services with a label of their own in the metrics; the rest share one, so that names from outside fill no memory.
@@ -234,8 +232,7 @@ class Relay:
         return service
 
     def _live(self) -> list[str]:
-        turns = {"the consumer's thread": self._intake.silent_s, "the loop": time.monotonic() - self._turned}
-        return [f"{what} has not turned for {s:.0f} s" for what, s in turns.items() if s > _HUNG_AFTER_S]
+        return hung({"the consumer's thread": self._intake.silent_s, "the loop": time.monotonic() - self._turned})
 
     def _ready(self) -> list[str]:
         return [self._intake.trouble] if self._intake.trouble else []

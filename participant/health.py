@@ -1,7 +1,7 @@
 """``/health``, ``/ready`` and ``/metrics`` for a process that has no web server of its own."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -9,6 +9,15 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 #: Returns what is wrong, in words; nothing means all is well. Called on every request, from another thread.
 Check = Callable[[], Sequence[str]]
+
+
+#: Seconds without a turn of a loop after which its process counts as hung: longer than handlers and brokers may take.
+HUNG_AFTER_S = 120
+
+
+def hung(silent_s: Mapping[str, float]) -> list[str]:
+    """What is wrong, in words, with loops that have not turned for so many seconds."""
+    return [f"{loop} has not turned for {s:.0f} s" for loop, s in silent_s.items() if s > HUNG_AFTER_S]
 
 
 class HealthServer:

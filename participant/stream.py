@@ -24,7 +24,7 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaError, 
 from confluent_kafka import KafkaException as KafkaFailure
 from prometheus_client import Counter, Gauge, Histogram
 
-from participant.health import HealthServer
+from participant.health import HealthServer, hung
 from participant.local_transaction import Retry
 from participant.membership import NO_WAY_BACK, Hearing, take_up
 from participant.settings import Settings
@@ -32,8 +32,6 @@ from schemas import RegistryUnavailable
 
 log = structlog.get_logger(__name__)
 
-#: Seconds without a turn of the loop after which the process counts as hung. A handler may take its time.
-HUNG_AFTER_S = 120
 #: Seconds of one wait for a message: how long a stop may take on an idle service.
 POLL_S = 0.5
 #: Seconds between two looks at the lag.
@@ -356,8 +354,7 @@ class Stream:
     # How it is
 
     def _live(self) -> list[str]:
-        still = time.monotonic() - self._turned
-        return [f"the loop has not turned for {still:.0f} s"] if still > HUNG_AFTER_S else []
+        return hung({"the loop": time.monotonic() - self._turned})
 
     def _ready(self) -> list[str]:
         return [self._trouble] if self._trouble else []

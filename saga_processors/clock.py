@@ -25,7 +25,7 @@ import structlog
 from confluent_kafka import TIMESTAMP_LOG_APPEND_TIME, KafkaError, Message, Producer
 from prometheus_client import Counter
 
-from participant.health import HealthServer
+from participant.health import HealthServer, hung
 from participant.settings import CONNECT
 from saga_processors.log import INPUT_TOPIC
 from saga_processors.records import to_ms
@@ -61,8 +61,6 @@ RETURNING id, next_deadline, extract(epoch FROM statement_timestamp())::float8
 """
 # What the brokers did not take is in no log: it is due as before.
 _RELEASE = "UPDATE transactions SET deadline_claimed_until = NULL WHERE id = ANY(%s)"
-#: Seconds without a turn of the loop after which the process counts as hung: longer than the brokers may take.
-HUNG_AFTER_S = 120
 #: A round trip that says enough of the clocks, seconds; and how many are made in the hope of one.
 _NARROW_S = 0.5
 _COMPARISONS = 5
@@ -97,8 +95,7 @@ class Clock:
 
     def live(self) -> list[str]:
         """What is wrong with it, in words. Safe from any thread."""
-        still = time.monotonic() - self._turned
-        return [f"the loop has not turned for {still:.0f} s"] if still > HUNG_AFTER_S else []
+        return hung({"the loop": time.monotonic() - self._turned})
 
     def run(self) -> None:
         """Look until :meth:`stop`."""
