@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiohttp
 import psutil
@@ -29,11 +30,12 @@ class _Seen:
     accepted: list[str] = field(default_factory=list)
     #: By status and Retry-After.
     answers: Counter[tuple[int, str | None]] = field(default_factory=Counter)
-    #: Requests without an answer that could be read, by what went wrong.
+    #: Requests without an answer that could be read, by what went wrong, and by minute from the start.
     failed: Counter[str] = field(default_factory=Counter)
+    failed_in: Counter[int] = field(default_factory=Counter)
     not_sent: int = 0
-    #: Seconds until an answer, by minute from the start.
-    took: dict[int, list[float]] = field(default_factory=dict)
+    #: Seconds until an answer, by whether it was accepted and by minute from the start.
+    took: dict[bool, dict[int, list[float]]] = field(default_factory=lambda: {True: {}, False: {}})
     #: Megabytes by process, every few seconds.
     memory: list[dict[str, float]] = field(default_factory=list)
 
@@ -69,9 +71,10 @@ class _Flood(OverRest):
         try:
             status, retry_after, id = await self.ask()
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
-            self.seen.failed[type(error).__name__] += 1
+            self.seen.failed[f"{type(error).__name__}: {error}"[:200]] += 1
+            self.seen.failed_in[minute] += 1
             return
-        self.seen.took.setdefault(minute, []).append(time.monotonic() - began)
+        self.seen.took[status == 201].setdefault(minute, []).append(time.monotonic() - began)
         self.seen.answers[status, retry_after] += 1
         if id is not None:
             self.seen.accepted.append(id)
@@ -94,42 +97,53 @@ def measure(stage: Stage, *, seconds: float, sagas: int) -> None:
     can = median([float(one["sagas_per_s"]) for one in stage.results.of(throughput.BENCH, kind="rest", mix="success")])
     stage.look_at_the_clock()
     with _Flood(stage) as flood:
+        before = cpu.snapshot(stage.pids)
         flood.run(FACTOR * can, seconds)
-        over, seen = time.time(), flood.seen
+        over, seen, after = time.time(), flood.seen, cpu.snapshot(stage.pids)
+        told = _told(seen, seconds, can) | {"percent_of_a_core_by_process": cpu.cores(before, after, seconds)}
         wrong = {
-            key: count
-            for key, count in seen.answers.items()
-            if key[0] != 201 and (key[0] not in (429, 503) or key[1] is None)
+            f"{status}, Retry-After: {retry_after}": count
+            for (status, retry_after), count in seen.answers.items()
+            if status != 201 and (status not in (429, 503) or retry_after is None)
         }
         if wrong or seen.failed:
-            raise BenchmarkFailed(
-                f"answers that are not among those allowed (status, Retry-After): {wrong}; no answer: {seen.failed}"
+            stage.results.add(
+                BENCH, **told, wrong=wrong, no_answer=dict(seen.failed), no_answer_by_minute=dict(seen.failed_in)
             )
+            raise BenchmarkFailed(f"answers that are not among those allowed: {wrong}; no answer: {seen.failed}")
         try:
             recovered = stage.ends.wait(seen.accepted, seconds + stage.limit_s) - over
         except NotEnded as error:
+            stage.results.add(BENCH, **told)
             raise BenchmarkFailed(f"accepted and not done: {error}") from error
         stage.check(seen.accepted, 0)
-        after = flood.one()
-    stage.ends.wait([after], stage.limit_s)
-    first, last = _grown(seen.memory)
-    result = stage.results.add(
-        BENCH,
-        seconds=round(seconds),
-        can_per_s=can,
-        asked_per_s=round(FACTOR * can, 1),
-        accepted=len(seen.accepted),
-        refused=sum(count for (status, _), count in seen.answers.items() if status != 201),
-        not_sent=seen.not_sent,
-        done_after_s=round(recovered, 1),
-        answer_ms_by_minute={minute + 1: milliseconds(took) for minute, took in sorted(seen.took.items())},
-        memory_mb_in_second_minute=first,
-        memory_mb_at_the_end=last,
-    )
+        last = flood.one()
+    stage.ends.wait([last], stage.limit_s)
+    result = stage.results.add(BENCH, **told, done_after_s=round(recovered, 1))
     stage.say(
         f"overload: {result['accepted']} accepted, {result['refused']} refused, the last was done "
-        f"{result['done_after_s']} s after the end; memory {sum(first.values()):.0f} -> {sum(last.values()):.0f} MB"
+        f"{result['done_after_s']} s after the end"
     )
+
+
+def _told(seen: _Seen, seconds: float, can: float) -> dict[str, Any]:
+    first, last = _grown(seen.memory)
+    return {
+        "seconds": round(seconds),
+        "can_per_s": can,
+        "asked_per_s": round(FACTOR * can, 1),
+        "accepted": len(seen.accepted),
+        "refused": sum(count for (status, _), count in seen.answers.items() if status != 201),
+        "not_sent": seen.not_sent,
+        "accepted_ms_by_minute": _by_minute(seen.took[True]),
+        "refused_ms_by_minute": _by_minute(seen.took[False]),
+        "memory_mb_in_second_minute": first,
+        "memory_mb_at_the_end": last,
+    }
+
+
+def _by_minute(took: dict[int, list[float]]) -> dict[int, dict[str, float]]:
+    return {minute + 1: milliseconds(some) for minute, some in sorted(took.items())}
 
 
 def _megabytes(stage: Stage) -> dict[str, float]:
