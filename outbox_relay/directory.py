@@ -130,6 +130,10 @@ class Directory:
         if (entry := self._entries.get(name)) is not None:
             entry.due = min(entry.due, entry.asked_at + self._settings.registry_negative_ttl_s)
         others = [one for one in await self.instances(name) if one not in tried]
+        if not others and (entry := self._entries.get(name)) is not None and entry.asking is not None:
+            # Nobody is left to go by in the meantime: the answer is worth its wait, as that for an unknown service is.
+            await asyncio.wait([entry.asking])
+            others = [one for one in await self.instances(name) if one not in tried]
         # Not a turn of its own: with two instances every call would begin with the same one.
         return others[self._turn(name).count % len(others)] if others else None
 

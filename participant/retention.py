@@ -41,7 +41,7 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from math import ceil
@@ -179,7 +179,13 @@ def alone(url: str, application: str, tables: str, patience_s: float = 0.0) -> I
         until = time.monotonic() + patience_s
         while not (taken := _try_lock(connection, tables)) and time.monotonic() < until:
             time.sleep(0.2)
-        yield connection if taken else None
+        try:
+            yield connection if taken else None
+        finally:
+            if taken and not connection.closed:
+                # Its backend would let go of it only some time after the connection is closed.
+                with suppress(psycopg.Error):
+                    connection.execute("SELECT pg_advisory_unlock_all()")
 
 
 def _try_lock(connection: Connection, tables: str) -> bool:

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from deploy.stack import Stack
@@ -11,6 +12,10 @@ from participant import outbox
 from tests import http_services
 from tests.http_services import Catalog
 from tests.platform import Platform
+
+# How long an example takes is the machine's affair, whether or not hypothesis knows that it runs in CI.
+hypothesis.settings.register_profile("ours", deadline=None)
+hypothesis.settings.load_profile("ours")
 
 SERVICES = [Path(__file__).parent / "services" / name for name in ("ledger.toml", "vaults.toml")]
 

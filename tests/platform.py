@@ -6,6 +6,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ import psycopg
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from deploy.stack import Stack
+from deploy.status import PartState, StackStatus
 from schemas import Codec
 
 TERMINAL = ("COMPLETED", "FAILED")
@@ -95,6 +97,19 @@ class Platform:
             time.sleep(0.2)
 
     # Two-phase commits
+
+    def ask(self, path: str, key: str | None = None, seconds: float = 120) -> httpx.Response:
+        """POST it, as one request, until it is answered: 202 means not decided yet, and 5xx that nobody was there."""
+        headers, deadline = {"Idempotency-Key": key or str(uuid.uuid4())}, time.monotonic() + seconds
+        while True:
+            told = "nobody is there"
+            with suppress(httpx.TransportError):
+                answer = self.http.post(path, headers=headers)
+                if answer.status_code != 202 and answer.status_code < 500:
+                    return answer
+                told = f"{answer.status_code} {answer.text}"
+            assert time.monotonic() < deadline, f"{path}: {told}"
+            time.sleep(0.1)
 
     def transaction_in(self, id: str, *states: str, seconds: float = 120) -> dict[str, Any]:
         """The transaction when it is in one of ``states``.
@@ -197,6 +212,16 @@ class Platform:
     def restarted(self, name: str, pid: int, seconds: float = 120) -> None:
         """Wait until the supervisor has put another process in the place of ``pid``."""
         self.until(lambda: self.stack.pid(name) != pid, f"{name} was not started again", seconds)
+
+    def all_ready(self, seconds: float = 120) -> None:
+        """Wait until every process of the stack is up again."""
+        up = (PartState.READY, PartState.DONE, PartState.EXTERNAL)
+
+        def late() -> list[str]:
+            status = StackStatus.read(self.stack.root)
+            return [name for name, part in status.parts.items() if part.state not in up] if status else ["all"]
+
+        self.until(lambda: not late(), f"not all is up: {late()}", seconds)
 
     def crash_once_at(self, point: str) -> None:
         """The next process that comes to this line dies there."""

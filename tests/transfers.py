@@ -38,6 +38,8 @@ class Transfer:
     #: The client decides against it, when all have voted.
     withdrawn: bool = False
     auto_commit: bool = False
+    #: Until it is decided; a crash and what follows it are to fit in, where the test wants a commit.
+    timeout_seconds: int = 60
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     #: What REST has answered to commit or abort: with 200 it is decided.
     answered: str | None = None
@@ -75,7 +77,7 @@ class Transfers:
             participants.append(participant)
         body = {
             "transaction_id": transfer.id,
-            "timeout_seconds": 60,
+            "timeout_seconds": transfer.timeout_seconds,
             "auto_commit": transfer.auto_commit,
             "participants": participants,
         }

@@ -9,7 +9,6 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
-
 #: libuv accepts one connection of a listening socket in a turn of the loop. Under load a turn takes 100 ms: with one
 #: socket two thousand clients then waited for minutes to be accepted, while those that were accepted went round and
 #: round. The same socket, listened to so many times over, has so many accepted a turn.

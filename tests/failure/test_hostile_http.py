@@ -109,7 +109,7 @@ class Hostile:
         subject.done = True
         match manner:
             case "hangs":
-                self.released.wait(30)
+                self.released.wait(60)
             case "drips":
                 request.raw(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
                 while not self.released.wait(0.1):
@@ -238,7 +238,7 @@ def step(name: str, manner: str, service: str) -> dict[str, Any]:
         "compensation_endpoint": f"/{manner}/undo",
         "payload": {"manner": manner},
         # Who answers is not hurried: the machine may be busy.
-        "timeout_seconds": 3 if manner in ("hangs", "drips") else 30,
+        "timeout_seconds": 6 if manner in ("hangs", "drips") else 30,
         "retry": {"max_attempts": 2, "initial_delay_seconds": 0.05, "max_delay_seconds": 0.2},
     }
 

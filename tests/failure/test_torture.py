@@ -1,7 +1,8 @@
 """``make torture`` in short: the whole platform under load, everything killed by a seeded schedule, judged.
 
 It has a stack of its own, because it kills all of it and judges all that is in it. FLUXORA_TEST_TORTURE_SECONDS says
-how long load and faults go on (300 is the long form), FLUXORA_TEST_SEED which faults in which order.
+how long load and faults go on (300 is the long form), FLUXORA_TEST_SEED which faults in which order; `make torture`
+draws a fresh one.
 """
 
 import json
@@ -23,11 +24,12 @@ AROUND = 600
 def test_nothing_is_lost_doubled_half_done_or_stuck_whatever_dies(
     tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    seed = os.environ.get("FLUXORA_TEST_SEED")
+    seed = os.environ.get("FLUXORA_TEST_SEED", "1")
     ports = int(os.environ.get("FLUXORA_TEST_PORT_BASE", "28600")) + 100
-    words = ["--json", "--seconds", str(SECONDS), "--run-dir", str(tmp_path / "run"), "--port-base", str(ports)]
+    words = ["--json", "--seconds", str(SECONDS), "--seed", seed]
+    words += ["--run-dir", str(tmp_path / "run"), "--port-base", str(ports)]
     torture = subprocess.Popen(
-        [sys.executable, "-m", "tests.torture", *words, *([] if seed is None else ["--seed", seed])],
+        [sys.executable, "-m", "tests.torture", *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -86,7 +86,7 @@ if LONG:
 
 def wave(vaults: tuple[str, ...]) -> list[Transfer]:
     """Transfers that do not meet. One cannot be paid, and one in four is withdrawn when all have voted."""
-    transfers = [Transfer(vaults, ACCOUNTS[i], 6, withdrawn=i % 4 == 1) for i in range(WAVE)]
+    transfers = [Transfer(vaults, ACCOUNTS[i], 6, withdrawn=i % 4 == 1, timeout_seconds=240) for i in range(WAVE)]
     transfers[-1].amount = 100 * BALANCE
     return transfers
 
@@ -275,6 +275,7 @@ def test_money_is_neither_made_nor_lost_while_everything_dies(
         with repeated(kill):
             transfers.each(transfers.run, batch)
         states = transfers.all_ended(batch, 240)
+    platform.all_ready()
     transfers.check(batch, states)
     transfers.check_total()
     record_property("ends", dict(Counter(states.values())))
@@ -298,7 +299,7 @@ def test_of_commit_and_abort_at_the_same_moment_one_is_true(
 
         def ask(verb: str) -> tuple[int, dict[str, str]]:
             ready.wait()
-            answer = platform.http.post(f"/transactions/{transfer.id}/{verb}")
+            answer = platform.ask(f"/transactions/{transfer.id}/{verb}")
             return answer.status_code, answer.json()
 
         with ThreadPoolExecutor(2) as two:
@@ -356,7 +357,7 @@ def test_a_commit_that_was_refused_does_not_happen_when_its_record_comes_again(
     """Debezium delivers at least once, and the client has been told no."""
     transfer = Transfer(("http-rm", "kafka-rm"), ACCOUNTS[0], 6)
     transfers.begin(transfer)
-    early = platform.http.post(f"/transactions/{transfer.id}/commit")
+    early = platform.ask(f"/transactions/{transfer.id}/commit")
     assert (early.status_code, early.json()["state"]) == (409, "STARTED"), early.text
     transfers.prepare(transfer)
     assert transfers.voted(transfer) == "PREPARED"

@@ -30,8 +30,9 @@ FAST = {
     "retry_initial_seconds": 0.05,
     "retry_max_seconds": 0.2,
     "max_attempts": 4,
-    "attempt_timeout_seconds": 1,
-    "lease_seconds": 3,
+    # Not so short that a machine that stalls makes two attempts of one.
+    "attempt_timeout_seconds": 10,
+    "lease_seconds": 12,
     "poll_seconds": 0.1,
     "rules_interval_seconds": 0.1,
     "topics_seconds": 0.5,

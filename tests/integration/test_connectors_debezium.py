@@ -1,5 +1,7 @@
 """The connector on the real stack: what an outbox row becomes, and what is never lost silently."""
 
+import os
+import signal
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from sqlalchemy.pool import NullPool
 from connectors import Connect, configuration, connector_name, ensure_slot
 from connectors.slots import slot_state
 from connectors.watcher import Watcher, WatcherSettings
+from deploy.stack import Stack
 from fluxora.topics import Topic as Wanted
 from fluxora.topics import ensure_topics, heartbeat_topics, partitions_by_topic
 from participant import migrations, outbox
@@ -215,6 +218,16 @@ def impatient(addresses: Addresses) -> Iterator[Connect]:
         yield client
 
 
+@pytest.fixture
+def unwatched(stack: Stack) -> Iterator[None]:
+    """The stack's own watcher sees to nothing meanwhile."""
+    watcher = stack.pid("connector-watcher")
+    os.kill(watcher, signal.SIGSTOP)
+    yield
+    os.kill(watcher, signal.SIGCONT)
+
+
+@pytest.mark.usefixtures("unwatched")
 def test_the_watcher_restarts_a_failed_connector_and_restores_a_vanished_one(
     service: Service, impatient: Connect, events: str, topic: Callable[[str], Topic]
 ) -> None:

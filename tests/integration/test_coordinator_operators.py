@@ -138,7 +138,7 @@ def test_without_a_decision_the_answer_is_202_with_the_saga_as_it_stands(coordin
         saga_id = impatient.post().json()["saga_id"]
         began = time.monotonic()
         late = ask(impatient, saga_id, "cancel")
-        assert 0.3 <= time.monotonic() - began < 3
+        assert 0.3 <= time.monotonic() - began < 20
         asynchronous = ask(impatient, saga_id, "retry", Prefer="respond-async")
     for answer in (late, asynchronous):
         assert answer.status_code == 202 and answer.headers["location"] == f"/sagas/{saga_id}"

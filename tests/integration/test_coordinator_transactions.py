@@ -387,9 +387,7 @@ def test_many_requests_at_once_are_all_answered(coordinator: Coordinator, machin
     with ThreadPoolExecutor(30) as pool:
         answers = list(pool.map(lambda one: ask(coordinator, one, "prepare"), ids))
     assert {a.status_code for a in answers} <= {200, 202}
-    with ThreadPoolExecutor(30) as pool:
-        states = list(pool.map(lambda one: shown(coordinator, one), ids))
-    assert {s["state"] for s in states} == {"PREPARED"}
+    eventually(lambda: {shown(coordinator, id)["state"] for id in ids} == {"PREPARED"})
 
 
 # ── Outages ───────────────────────────────────────────────────────────────────────────────────────────────────

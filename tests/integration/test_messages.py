@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 from confluent_kafka import Consumer, Producer
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
@@ -253,19 +254,23 @@ def test_a_process_killed_in_mid_delivery_leaves_nothing_lost_and_the_order_kept
 
 def test_a_zombie_cannot_overwrite_what_its_successor_has_written(messages_database: str) -> None:
     """Stopped while its attempt is under way, past its lease; another process delivers meanwhile."""
-    begun = threading.Event()
+    begun, frozen = threading.Event(), threading.Event()
 
     def slow_at_first(body: Any, before: int) -> int:
+        if begun.is_set():
+            return 200
         begun.set()
-        return sleeping(1.0, 500)(body, before) if before == 0 else 200
+        frozen.wait(60)
+        return 500
 
     with (
         receiving(slow_at_first) as receiver,
-        running(messages_database, {"frozen": receiver.url}, attempt_timeout_seconds=1.9, lease_seconds=4) as zombie,
+        running(messages_database, {"frozen": receiver.url}, attempt_timeout_seconds=5, lease_seconds=7) as zombie,
     ):
         id = zombie.post("frozen", 1)
         assert begun.wait(60)
         os.kill(zombie.process.pid, signal.SIGSTOP)
+        frozen.set()
         try:
             with running(messages_database, {"frozen": receiver.url}) as successor:
                 successor.until(id, "DELIVERED")
@@ -319,18 +324,28 @@ def test_rules_route_drop_and_reject_and_a_broken_file_keeps_the_old_ones(
         rejected = service.client.post("/messages", json=body)
         assert (rejected.status_code, rejected.json()["type"]) == (422, "urn:fluxora:problem:refused-by-rule")
 
-        rules.write_text('[[rule]]\ntype = "debug.*"\naction = "route"\n')
-        eventually(lambda: service.client.get("/ready").json()["warnings"])
-        [warning] = [w for w in service.client.get("/ready").json()["warnings"] if "rules.toml" in w]
+        def warnings() -> list[str]:
+            return [w for w in service.client.get("/ready").json()["warnings"] if "rules.toml" in w]
+
+        write(rules, '[[rule]]\ntype = "debug.*"\naction = "route"\n')
+        eventually(warnings)
+        [warning] = warnings()
         assert "rule 1" in warning and "`to`" in warning
         assert "fluxora_outbox_rules_broken 1.0" in service.client.get("/metrics").text
         service.until(service.post("old", 2), "DELIVERED")
 
-        rules.write_text("")
+        write(rules, "")
         eventually(lambda: not service.client.get("/ready").json()["warnings"])
         again = service.client.post(f"/messages/{told['message_id']}/redeliver")
         assert again.json()["status"] == "PENDING"
         service.until(told["message_id"], "DELIVERED")
+
+
+def write(rules: Path, text: str) -> None:
+    """At once, as an editor does: the service must not see half a file."""
+    new = rules.with_suffix(".new")
+    new.write_text(text)
+    new.replace(rules)
 
 
 def post(service: Service, key: str, **body: Any) -> tuple[int, Any, str | None]:
@@ -365,7 +380,7 @@ def test_a_replay_is_answered_as_the_first_was_whatever_the_rules_are_by_then(
             written = service.sql(rows)
 
             for action, to in (("route", 'to = "new"'), ("drop", ""), ("reject", "")):
-                rules.write_text(f'[[rule]]\naction = "{action}"\n{to}\n')
+                write(rules, f'[[rule]]\naction = "{action}"\n{to}\n')
                 eventually(lambda action=action: decision(service) == action, 30)
                 for kind, body in (("plain", plain), ("dropped", dropped)):
                     assert post(service, kind, **body) == (201, first[kind][1], "true"), action
@@ -376,7 +391,7 @@ def test_a_replay_is_answered_as_the_first_was_whatever_the_rules_are_by_then(
                 assert service.sql(rows) == written, action
             # What was refused left nothing behind, so the rules of now decide.
             assert post(service, "refused", **refused)[0] == 422
-            rules.write_text("")
+            write(rules, "")
             eventually(lambda: post(service, "refused", **refused)[0] == 201, 30)
             eventually(lambda: service.sql("SELECT 1 FROM messages.messages WHERE status = 'PENDING'") == [], 60)
         assert {one.body for one in new.received} == {"probe"}
@@ -434,9 +449,14 @@ def test_old_messages_and_keys_are_pruned_and_the_rest_stays(service: Service, r
 def test_a_destination_with_too_many_waiting_messages_is_told_to_wait(service: Service, receivers: Receivers) -> None:
     destination, _ = receivers.take(sleeping(0.5, 500))
     body = {"destination_service": destination, "payload": 1, "key": "one"}
-    eventually(lambda: service.client.post("/messages", json=body).status_code == 503)
-    answer = service.client.post("/messages", json=body)
-    assert answer.headers["retry-after"] and destination in answer.json()["detail"]
+    answers: list[httpx.Response] = []
+
+    def refused() -> bool:
+        answers.append(service.client.post("/messages", json=body))
+        return answers[-1].status_code == 503
+
+    eventually(refused)
+    assert answers[-1].headers["retry-after"] and destination in answers[-1].json()["detail"]
     assert service.client.post("/messages", json=body | {"destination_service": "another"}).status_code == 201
 
 

@@ -14,13 +14,14 @@ from outbox_relay.messages import destinations, migrations
 from outbox_relay.messages.acceptance import Acceptance, Answered, KeyReused, Posted
 from outbox_relay.messages.settings import MessageSettings
 from outbox_relay.messages.store import Outcome, Settlement, Status, Store
+from tests.integration.fix_coordinator import eventually
 from tests.integration.fix_messages import messages_database
 from web.database import Database
 
 __all__ = ["messages_database"]
 
 #: Seconds between a slow writer's work and its commit.
-SLOW = 1.5
+SLOW = 4.0
 
 
 def with_store(database_url: str, work: Callable[[Store, Acceptance], Awaitable[None]]) -> None:
@@ -48,6 +49,17 @@ def slow_commits(database_url: str) -> None:
         """)
 
 
+async def one_is_slow(database_url: str) -> None:
+    """Wait until somebody has written and has yet to commit."""
+    asleep = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'"
+
+    def look() -> None:
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            eventually(lambda: connection.execute(asleep).fetchone(), 30)
+
+    await asyncio.to_thread(look)
+
+
 def fast_commits(database_url: str) -> None:
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("DROP TRIGGER slow ON fluxora.outbox")
@@ -70,7 +82,7 @@ def test_a_record_that_overtakes_the_row_of_its_message_confirms_it_all_the_same
         for key in (None, "a"):
             posted = message(by_kafka=True, key=key)
             writing = asyncio.create_task(acceptance.create(posted, None, None))
-            await asyncio.sleep(SLOW / 3)
+            await one_is_slow(messages_database)
             assert not writing.done()
             assert await store.confirm([posted.id, uuid7()]) == 1
             await writing
@@ -91,7 +103,7 @@ def test_a_record_that_overtakes_the_handing_over_of_its_message_confirms_it_all
         await acceptance.create(posted, None, None)
         [claimed] = [one for one in await store.claim({}, 10, 10, 15.0) if one.id == posted.id]
         handing = asyncio.create_task(store.settle([Settlement(claimed, Outcome.HANDED)]))
-        await asyncio.sleep(SLOW / 3)
+        await one_is_slow(messages_database)
         assert not handing.done()
         assert await store.confirm([posted.id]) == 1
         assert await handing == {posted.id}
@@ -183,7 +195,7 @@ def test_a_replay_that_would_be_refused_waits_for_the_first_that_is_under_way(me
     async def work(store: Store, acceptance: Acceptance) -> None:
         posted = message(by_kafka=True)
         writing = asyncio.create_task(acceptance.create(posted, "one", b"digest"))
-        await asyncio.sleep(SLOW / 3)
+        await one_is_slow(messages_database)
         assert not writing.done()
         later = await acceptance.answered(message(), "one", b"digest")
         assert later == Answered((await writing).message_id, Status.PENDING, replayed=True)

@@ -80,6 +80,12 @@ class Service:
     def keys(self, path: str | None = None) -> Counter[str]:
         return Counter(headers["Idempotency-Key"] for _, at, headers, _ in self.calls if path in (None, at))
 
+    def await_calls(self, number: int, timeout_s: float = 90) -> None:
+        deadline = time.monotonic() + timeout_s
+        while len(self.calls) < number:
+            assert time.monotonic() < deadline, f"{len(self.calls)} calls and not {number}"
+            time.sleep(0.05)
+
     def close(self) -> None:
         self.release.set()
         self._server.shutdown()
@@ -162,10 +168,22 @@ class Running:
         self.producer.produce(TOPIC, key=key, value=value, headers={"traceparent": "00-ab-cd-01"})
         self.producer.poll(0)
 
-    def replies(self, *command_ids: str, at_least: int = 1, timeout_s: float = 90) -> dict[str, list[dict[str, Any]]]:
-        """The replies to each of these, when there are so many of each."""
+    def replies(
+        self,
+        *command_ids: str,
+        at_least: int = 1,
+        timeout_s: float = 90,
+        supervised: dict[str, str] | None = None,
+    ) -> dict[str, list[dict[str, Any]]]:
+        """The replies to each of these, when there are so many of each.
+
+        Args:
+            supervised: a relay that ends meanwhile is started again, in this environment.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
+            if supervised is not None and self.processes[-1].poll() is not None:
+                self.start(**supervised)
             for message in self._consumer.consume(1000, timeout=0.05):
                 if message.error() is None:
                     self._replies.append((time.time(), self.codec.decode(message.value())[1]))
@@ -317,16 +335,22 @@ def test_a_service_that_hangs_holds_up_no_other(relay: Running, service: Callabl
 def test_a_relay_killed_at(point: str, relay: Running, service: Callable[[], Service], tmp_path: Path) -> None:
     payments = service()
     killed = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_CRASH_AT=f"{point}:20")
+    (under_way,) = ids(1)
+    unclear = relay.send(under_way, endpoint="/hang", timeout_ms=280_000)
+    payments.await_calls(1)
     transactions = ids(60)
     sent = [relay.send(id) for id in transactions]
     relay.producer.flush()
     assert killed.wait(60) == 137
+    payments.release.set()
     relay.start(SERVICE_REGISTRY_URL=payments.url)
     found = relay.replies(*sent)
     assert {reply["outcome"] for replies in found.values() for reply in replies} == {"DONE"}
+    assert {reply["outcome"] for reply in relay.replies(unclear)[unclear]} == {"UNKNOWN"}
     keys = payments.keys()
-    assert set(keys) == {f"{id}:pay:action" for id in transactions}, "a repeated call has the same key"
-    assert max(keys.values()) == 2, "what had been called and not committed was called again"
+    assert set(keys) == {f"{id}:pay:action" for id in (*transactions, under_way)}, "a repeated call has the same key"
+    assert keys.pop(f"{under_way}:pay:action") == 2, "what had been called and not answered was called again"
+    assert max(keys.values()) <= 2
     relay.await_lag(0)
 
 
@@ -500,12 +524,9 @@ def test_a_stop_finishes_what_runs_and_commits_it(relay: Running, service: Calla
     payments = service()
     process = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_HEALTH_PORT="0")
     relay.exchange()  # it takes commands by now, so that the next one does not expire before
-    slow = relay.send(*ids(1), endpoint="/hang", timeout_ms=4_000)
+    slow = relay.send(*ids(1), endpoint="/hang", timeout_ms=8_000)
     relay.producer.flush()
-    deadline = time.monotonic() + 90
-    while len(payments.calls) < 2:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    payments.await_calls(2)
     process.send_signal(signal.SIGTERM)
     (reply,) = relay.replies(slow)[slow]
     assert reply["outcome"] == "UNKNOWN"
@@ -537,13 +558,10 @@ def test_a_relay_that_loses_the_brokers_ends_and_the_next_one_loses_no_command(
     relay: Running, service: Callable[[], Service], brokers: Stack
 ) -> None:
     payments = service()
-    ended = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_REPLY_TIMEOUT_S="2")
+    ended = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_REPLY_TIMEOUT_S="5")
     relay.exchange()
     sent = [relay.send(id, endpoint="/hang") for id in ids(30)]
-    deadline = time.monotonic() + 90
-    while len(payments.calls) < 31:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    payments.await_calls(31)
     relay.await_lag(30)
     # Frozen, so that it is away for as long as it takes; then killed, so that what it had in memory only is gone.
     broker = brokers.pid("kafka")
@@ -552,7 +570,7 @@ def test_a_relay_that_loses_the_brokers_ends_and_the_next_one_loses_no_command(
     assert ended.wait(60) == 75
     os.kill(broker, signal.SIGKILL)
     relay.start(SERVICE_REGISTRY_URL=payments.url)
-    found = relay.replies(*sent, timeout_s=120)
+    found = relay.replies(*sent, timeout_s=120, supervised={"SERVICE_REGISTRY_URL": payments.url})
     assert {reply["outcome"] for replies in found.values() for reply in replies} <= {"DONE", "UNKNOWN"}
     relay.await_lag(0, timeout_s=60)
 
@@ -563,6 +581,9 @@ def test_health_is_told(relay: Running, service: Callable[[], Service]) -> None:
     assert relay.replies(relay.send(*ids(1)))
     for path in ("health", "ready"):
         assert httpx.get(f"http://127.0.0.1:{port}/{path}").status_code == 200
-    metrics = httpx.get(f"http://127.0.0.1:{port}/metrics").text
-    assert 'fluxora_relay_calls_total{operation="ACTION",outcome="DONE"} 1.0' in metrics
+    deadline = time.monotonic() + 30  # the reply is in the topic before the relay has heard of it
+    counted = 'fluxora_relay_calls_total{operation="ACTION",outcome="DONE"} 1.0'
+    while counted not in (metrics := httpx.get(f"http://127.0.0.1:{port}/metrics").text):
+        assert time.monotonic() < deadline, metrics
+        time.sleep(0.05)
     assert 'fluxora_relay_call_seconds_count{service="payments"} 1.0' in metrics

@@ -171,7 +171,7 @@ def test_nobody_there_is_unavailable_after_the_time(monkeypatch: pytest.MonkeyPa
         began = time.monotonic()
         with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9 does not answer"):
             sagas.start_saga("order", [Step("tc-billing")])
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 20
     monkeypatch.delenv("COORDINATOR_URL", raising=False)
     with pytest.raises(ValueError, match="COORDINATOR_URL"):
         SagaClient("web-shop")

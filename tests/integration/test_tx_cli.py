@@ -91,7 +91,7 @@ def test_an_operator_aborts_and_cannot_turn_the_decision(platform: Platform, sit
 def test_the_list_is_narrowed_by_state_participant_and_age(platform: Platform, site: Site, tx: Fluxora) -> None:
     name = f"p-{uuid.uuid4().hex[:8]}"
     first = prepared(platform, site, name)
-    second = begin(platform, participants=[site.participant(name)])
+    second = begin(platform, participants=[site.participant(name)], timeout_seconds=300)
 
     def listed(*options: str) -> list[str]:
         return [one["transaction_id"] for one in tx("list", "--participant", name, *options)]

@@ -245,7 +245,7 @@ class Clients:
                 one["service_url"] = f"{self._vaults}/{vault}"
             participants.append(one)
         body = {
-            "timeout_seconds": 20,
+            "timeout_seconds": 120 if calm else 20,
             "auto_commit": auto_commit,
             "participants": participants,
             "metadata": {"label": label},
@@ -256,7 +256,7 @@ class Clients:
         url = f"{self._coordinator}/transactions/{id}"
         self._known.append((label, url))
         answer = self._ask(label, "prepare", "POST", f"{url}/prepare", f"{label}:prepare")
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + (120 if calm else 30)
         while answer is not None and answer.state in ("STARTED", "PREPARING") and time.monotonic() < deadline:
             time.sleep(0.2)
             answer = self._ask(label, "read", "GET", url)

@@ -23,7 +23,7 @@ def settings(server: RawServer | None, **more: Any) -> DirectorySettings:
         "registry_ttl_s": 0.05,
         "registry_negative_ttl_s": 0.05,
         "registry_timeout_s": 0.3,
-        "registry_patience_s": 0.05,
+        "registry_patience_s": 5,
     }
     return DirectorySettings(service_registry_url=server.url if server else None, **{**quick, **more})
 
@@ -83,13 +83,13 @@ def test_an_answer_is_kept_for_its_time_and_then_asked_for_again() -> None:
     async def run() -> None:
         async with (
             RawServer(catalog(("10.0.0.1", 80))) as server,
-            Directory(settings(server, registry_ttl_s=0.2)) as directory,
+            Directory(settings(server, registry_ttl_s=1)) as directory,
         ):
             for _ in range(50):
                 await directory.instances("orders")
             assert len(server.requests) == 1
             server.says = catalog(("10.0.0.7", 80))
-            await asyncio.sleep(0.21)
+            await asyncio.sleep(1.01)
             assert await urls(directory) == ["http://10.0.0.7"]
             assert len(server.requests) == 2
 
@@ -109,14 +109,14 @@ def test_a_service_that_the_registry_does_not_know_is_asked_for_once_a_while() -
     for says in (answer(200, b"[]"), answer(404, b"no")):
 
         async def run(says: Answer = says) -> None:
-            async with RawServer(says) as server, Directory(settings(server, registry_negative_ttl_s=0.2)) as directory:
+            async with RawServer(says) as server, Directory(settings(server, registry_negative_ttl_s=1)) as directory:
                 for _ in range(20):
                     with pytest.raises(UnknownService, match="no instance of 'orders'"):
                         await directory.instances("orders")
                 assert await directory.known("orders") is False
                 assert len(server.requests) == 1
                 server.says = catalog(("10.0.0.1", 80))
-                await asyncio.sleep(0.21)
+                await asyncio.sleep(1.01)
                 assert await directory.known("orders") is True
 
         asyncio.run(run())
@@ -156,7 +156,9 @@ def test_instances_outlive_a_registry_that(outage: str) -> None:
     async def run() -> None:
         async with (
             RawServer(catalog(("10.0.0.1", 80))) as server,
-            Directory(settings(server, registry_max_bytes=65536)) as directory,
+            Directory(
+                settings(server, registry_max_bytes=65536, registry_timeout_s=2, registry_patience_s=0.05)
+            ) as directory,
         ):
             await directory.instances("orders")
             server.says = OUTAGES[outage]
@@ -164,15 +166,18 @@ def test_instances_outlive_a_registry_that(outage: str) -> None:
                 await asyncio.sleep(0.06)
                 began = time.monotonic()
                 assert await urls(directory) == ["http://10.0.0.1"]
-                assert time.monotonic() - began < 0.2, "who has instances does not wait for a slow registry"
+                assert time.monotonic() - began < 1.5, "who has instances does not wait for a slow registry"
             assert await directory.known("orders") is True
             assert await directory.known("payments") is None
             with pytest.raises(DirectoryUnavailable, match="cannot say where 'payments' is"):
                 await directory.instances("payments")
             assert len(server.requests) > 1
             server.says = catalog(("10.0.0.3", 80))
-            await asyncio.sleep(0.5)
-            assert await urls(directory) == ["http://10.0.0.3"], "it is believed again when it is back"
+            for _ in range(400):
+                if (found := await urls(directory)) == ["http://10.0.0.3"]:
+                    break
+                await asyncio.sleep(0.05)
+            assert found == ["http://10.0.0.3"], "it is believed again when it is back"
 
     asyncio.run(run())
 
