@@ -17,6 +17,8 @@ from bench.load import OverRest
 from bench.stage import BenchmarkFailed, Stage, milliseconds
 
 BENCH = "overload"
+#: As far as it went.
+FAILED = "overload-failed"
 #: Of what it can do.
 FACTOR = 2
 #: Requests under way at once, at most: what does not fit is not sent, and counted.
@@ -108,13 +110,13 @@ def measure(stage: Stage, *, seconds: float, sagas: int) -> None:
         }
         if wrong or seen.failed:
             stage.results.add(
-                BENCH, **told, wrong=wrong, no_answer=dict(seen.failed), no_answer_by_minute=dict(seen.failed_in)
+                FAILED, **told, wrong=wrong, no_answer=dict(seen.failed), no_answer_by_minute=dict(seen.failed_in)
             )
             raise BenchmarkFailed(f"answers that are not among those allowed: {wrong}; no answer: {seen.failed}")
         try:
             recovered = stage.ends.wait(seen.accepted, seconds + stage.limit_s) - over
         except NotEnded as error:
-            stage.results.add(BENCH, **told)
+            stage.results.add(FAILED, **told)
             raise BenchmarkFailed(f"accepted and not done: {error}") from error
         stage.check(seen.accepted, 0)
         last = flood.one()

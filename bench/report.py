@@ -295,8 +295,6 @@ def _timers(lines: list[Result]) -> str:
 
 def _overload(lines: list[Result]) -> str:
     one = select(lines, overload.BENCH)[-1]
-    accepted, refused = one["accepted_ms_by_minute"], one["refused_ms_by_minute"]
-    nothing = {"n": 0, "p50_ms": "–", "p99_ms": "–"}
     first, last = one["memory_mb_in_second_minute"], one["memory_mb_at_the_end"]
     told = [
         ("asked for, a second", float(one["asked_per_s"])),
@@ -305,19 +303,19 @@ def _overload(lines: list[Result]) -> str:
         ("refused with Retry-After", int(one["refused"])),
         ("not sent: too many under way", int(one["not_sent"])),
         ("seconds from the last request to the last END", float(one["done_after_s"])),
-        *(
-            (
-                f"minute {minute}: accepted, and ms until the answer, p50 / p99; refused, and ms",
-                "; ".join(
-                    f"{took['n']}, {took['p50_ms']} / {took['p99_ms']}"
-                    for took in (accepted.get(minute, nothing), refused.get(minute, nothing))
-                ),
-            )
-            for minute in sorted({*accepted, *refused}, key=int)
-        ),
         *((f"MB of {name}, second minute and last", f"{size} / {last.get(name, 0)}") for name, size in first.items()),
     ]
-    return table(("", ""), told)
+    accepted, refused = one["accepted_ms_by_minute"], one["refused_ms_by_minute"]
+    minutes: list[Row] = [
+        (int(minute), *_answered(accepted.get(minute)), *_answered(refused.get(minute)))
+        for minute in sorted({*accepted, *refused}, key=int)
+    ]
+    head = ("minute", "accepted", "p50 s until the answer", "p99 s", "refused", "p50 s until the answer", "p99 s")
+    return f"{table(('', ''), told)}\n\n{table(head, minutes)}"
+
+
+def _answered(took: dict[str, float] | None) -> Row:
+    return (0, "–", "–") if took is None else (int(took["n"]), took["p50_ms"] / 1000, took["p99_ms"] / 1000)
 
 
 def _peers(lines: list[Result]) -> str:

@@ -3,7 +3,7 @@
 What the registry says is believed when it says it plainly: a list of instances, or an empty one (or 404): the service
 is gone. An error, a timeout, garbage, or a list of which nothing can be used is an outage of the registry, and what it
 said before stays good until it answers again. A call that has instances from before waits for a slow registry only
-``registry_patience_s``; the answer is used when it comes.
+``registry_patience_s``, unless none of them can be reached; the answer is used when it comes.
 """
 
 import asyncio

@@ -49,7 +49,10 @@ class DirectorySettings(BaseSettings):
         default=1.0, ge=0, le=600, description="The same where the registry knows none, or did not answer."
     )
     registry_patience_s: float = Field(
-        default=0.2, ge=0, le=10, description="A call waits so long for fresh instances when it has older ones."
+        default=0.2,
+        ge=0,
+        le=10,
+        description="A call waits so long for fresh instances when it has older ones that it can reach.",
     )
     registry_max_services: int = Field(
         default=10_000, ge=1, le=1_000_000, description="Services kept in memory; least used go first."

@@ -65,12 +65,16 @@ _DURABLE = text("""
     SELECT set_config('lock_timeout', :wait, true), set_config('idle_in_transaction_session_timeout', '10s', true),
         CASE WHEN current_setting('synchronous_commit') = 'off' THEN set_config('synchronous_commit', 'on', true) END
 """)
-_LOCK_TIMEOUT = text("SELECT current_setting('lock_timeout')")
 _SET_LOCK_TIMEOUT = text("SELECT set_config('lock_timeout', :wait, true)")
+#: Returns what it was. OFFSET keeps the planner from reading it after the change.
+_CHANGE_LOCK_TIMEOUT = text("""
+    SELECT before, set_config('lock_timeout', :wait, true)
+    FROM (SELECT current_setting('lock_timeout') AS before OFFSET 0) AS settings
+""")
 
 _ENTER = text("""
-    INSERT INTO fluxora.prepared (service, transaction_id, state, ended_at)
-    VALUES (:service, :id, :state, CASE WHEN :state <> 'PREPARED' THEN clock_timestamp() END)
+    INSERT INTO fluxora.prepared (service, transaction_id, state, changes, ended_at)
+    VALUES (:service, :id, :state, CAST(:changes AS json), CASE WHEN :state <> 'PREPARED' THEN clock_timestamp() END)
     ON CONFLICT DO NOTHING RETURNING 1
 """)
 _LOCK = text("""
@@ -80,8 +84,15 @@ _LOCK = text("""
 _PROMISE = text("""
     UPDATE fluxora.prepared SET changes = CAST(:changes AS json) WHERE service = :service AND transaction_id = :id
 """)
+#: What it held is let go.
 _END = text("""
-    UPDATE fluxora.prepared SET state = :state, reason = :reason, ended_at = clock_timestamp()
+    WITH held AS (DELETE FROM fluxora.held WHERE service = :service AND transaction_id = :id)
+    UPDATE fluxora.prepared SET state = :state, ended_at = clock_timestamp()
+    WHERE service = :service AND transaction_id = :id
+""")
+#: As _END, of a prepare that nothing came of.
+_REFUSE = text("""
+    UPDATE fluxora.prepared SET state = 'ABORTED', changes = '[]', reason = :reason, ended_at = clock_timestamp()
     WHERE service = :service AND transaction_id = :id
 """)
 # Sorted, so that two transactions take what they have in common in the same order.
@@ -99,7 +110,6 @@ _HOLDERS = text("""
         AND h.resource_id = wanted.resource_id COLLATE "C"
     ORDER BY h.transaction_id = :id, h.resource, h.resource_id
 """)
-_LET_GO = text("DELETE FROM fluxora.held WHERE service = :service AND transaction_id = :id")
 _UNDECIDED = text("""
     SELECT transaction_id, EXTRACT(EPOCH FROM clock_timestamp() - prepared_at) FROM fluxora.prepared
     WHERE service = :service AND state = 'PREPARED'
@@ -135,8 +145,6 @@ class _Row:
     state: State
     changes: list[Change]
     reason: str | None
-    #: this call made it
-    new: bool = False
 
 
 class ResourceManager:
@@ -314,8 +322,8 @@ class ResourceManager:
     # How
 
     def _prepare(self, connection: Connection, id: str, changes: Sequence[Change]) -> Vote:
-        new = self._enter(connection, id, State.PREPARED)
-        row = self._lock(connection, id)
+        new = self._enter(connection, id, State.PREPARED, changes)
+        row = _Row(State.PREPARED, [], None) if new else self._lock(connection, id)
         if row is None:
             return no("the transaction ended here long ago")
         if row.state is State.ABORTED:
@@ -329,6 +337,8 @@ class ResourceManager:
         try:
             with connection.begin_nested():
                 self._promise(connection, id, row.changes, added)
+                if not new:
+                    connection.execute(_PROMISE, {**self._key(id), "changes": encode([*row.changes, *added])})
         except (_No, DBAPIError, StatementError) as error:
             reason = _reason(error)
             if reason is None:
@@ -336,12 +346,12 @@ class ResourceManager:
             if new:
                 # Final, so that a second copy of this call cannot take hold of anything later. What was promised
                 # by an earlier call stays: only the coordinator may take that back.
-                self._end(connection, id, State.ABORTED, reason)
+                connection.execute(_REFUSE, {**self._key(id), "reason": reason})
             return no(reason)
         return YES
 
     def _promise(self, connection: Connection, id: str, known: Sequence[Change], added: Sequence[Change]) -> None:
-        """Hold, check and write down ``added``; raises _No, or the database's error, if that cannot be."""
+        """Hold, check and rehearse ``added``; raises _No, or the database's error, if that cannot be."""
         for change in added:
             if any((one.resource, one.resource_id) == (change.resource, change.resource_id) for one in known):
                 raise _No(
@@ -361,9 +371,8 @@ class ResourceManager:
         for change in added:
             if (reserve := self._resource_of(change).reserve) is not None:
                 _check(reserve(connection, change))
-        everything = [*known, *added]
         with _rolled_back(connection):
-            for change in everything:
+            for change in [*known, *added]:
                 if (resource := self._resource_of(change)).rehearse:
                     try:
                         _apply(resource, connection, change)
@@ -371,7 +380,6 @@ class ResourceManager:
                         raise _No(str(error)) from error
             # Deferred constraints would speak up only at the commit.
             connection.execute(text("SET CONSTRAINTS ALL IMMEDIATE"))
-        connection.execute(_PROMISE, {**self._key(id), "changes": encode(everything)})
 
     def _hold(self, connection: Connection, id: str, wanted: Sequence[tuple[str, str]]) -> None:
         if not wanted:
@@ -390,17 +398,17 @@ class ResourceManager:
         by = "this transaction already" if transaction_id == id else f"the transaction {transaction_id}"
         raise _No(f"{resource} {resource_id} is held by {by}")
 
-    def _enter(self, connection: Connection, id: str, state: State) -> bool:
+    def _enter(self, connection: Connection, id: str, state: State, changes: Sequence[Change] = ()) -> bool:
         """Write the transaction's first row; False if there is one. Waits for whoever is writing it now."""
-        return connection.execute(_ENTER, {**self._key(id), "state": state.value}).first() is not None
+        row = {**self._key(id), "state": state.value, "changes": encode(changes)}
+        return connection.execute(_ENTER, row).first() is not None
 
     def _lock(self, connection: Connection, id: str) -> _Row | None:
         found = connection.execute(_LOCK, self._key(id)).first()
         return None if found is None else _Row(State(found[0]), decode(id, found[1]), found[2])
 
-    def _end(self, connection: Connection, id: str, state: State, reason: str | None = None) -> None:
-        connection.execute(_LET_GO, self._key(id))
-        connection.execute(_END, {**self._key(id), "state": state.value, "reason": reason})
+    def _end(self, connection: Connection, id: str, state: State) -> None:
+        connection.execute(_END, {**self._key(id), "state": state.value})
 
     def _key(self, id: str) -> dict[str, str]:
         return {"service": self.service, "id": id}
@@ -436,10 +444,9 @@ class ResourceManager:
                 crash_at(f"participant.{name}.before_commit")
             crash_at(f"participant.{name}.after_commit")
             return
-        before = connection.execute(_LOCK_TIMEOUT).scalar_one()
         # An error inside must not cost the caller its transaction; rolled back, it takes the setting back too.
         with connection.begin_nested():
-            connection.execute(_SET_LOCK_TIMEOUT, {"wait": self._wait})
+            before = connection.execute(_CHANGE_LOCK_TIMEOUT, {"wait": self._wait}).scalar_one()
             yield connection
             connection.execute(_SET_LOCK_TIMEOUT, {"wait": before})
 

@@ -99,13 +99,13 @@ class Platform:
     # Two-phase commits
 
     def ask(self, path: str, key: str | None = None, seconds: float = 120) -> httpx.Response:
-        """POST it, as one request, until it is answered: 202 means not decided yet, and 5xx that nobody was there."""
+        """POST it, as one request, until it is answered: 202 means not decided yet, and 503 that it cannot be."""
         headers, deadline = {"Idempotency-Key": key or str(uuid.uuid4())}, time.monotonic() + seconds
         while True:
             told = "nobody is there"
             with suppress(httpx.TransportError):
                 answer = self.http.post(path, headers=headers)
-                if answer.status_code != 202 and answer.status_code < 500:
+                if answer.status_code not in (202, 503):
                     return answer
                 told = f"{answer.status_code} {answer.text}"
             assert time.monotonic() < deadline, f"{path}: {told}"
@@ -221,7 +221,10 @@ class Platform:
             status = StackStatus.read(self.stack.root)
             return [name for name, part in status.parts.items() if part.state not in up] if status else ["all"]
 
-        self.until(lambda: not late(), f"not all is up: {late()}", seconds)
+        deadline = time.monotonic() + seconds
+        while found := late():
+            assert time.monotonic() < deadline, f"not up within {seconds} s: {found}"
+            time.sleep(0.1)
 
     def crash_once_at(self, point: str) -> None:
         """The next process that comes to this line dies there."""

@@ -1,9 +1,13 @@
 """How a REST process of ours serves: until SIGTERM or SIGINT, then it answers what is under way and ends."""
 
+import asyncio
 import logging
+import os
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
+from typing import cast
 
 import structlog
 import uvicorn
@@ -15,12 +19,28 @@ from fastapi import FastAPI
 ACCEPTED_A_TURN = 32
 
 
-class _Server(uvicorn.Server):
-    """Lets long polls go as soon as the end is asked for; uvicorn would wait for each of them."""
+class Server(uvicorn.Server):
+    """Accepts many connections in a turn of the loop. At its end it lets long polls go; uvicorn would wait for them."""
 
     def __init__(self, config: uvicorn.Config, release: Callable[[], None]) -> None:
         super().__init__(config)
         self._release = release
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if not self.started:
+            return
+        made_by = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
+        protocol = partial(made_by, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        for server in list(self.servers):
+            for listening in server.sockets:
+                for _ in range(ACCEPTED_A_TURN - 1):
+                    again = socket.socket(fileno=os.dup(listening.fileno()))
+                    self.servers.append(
+                        await asyncio.get_running_loop().create_server(
+                            protocol, sock=again, backlog=self.config.backlog
+                        )
+                    )
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()
@@ -54,7 +74,7 @@ def serve(app: FastAPI, *, host: str, port: int, shutdown_seconds: int, release:
         shutdown_seconds: after SIGTERM, how long running requests may take to end.
         release: called first then; lets requests that wait for something answer at once.
     """
-    server = _Server(
+    server = Server(
         uvicorn.Config(
             app,
             host=host,
@@ -71,15 +91,6 @@ def serve(app: FastAPI, *, host: str, port: int, shutdown_seconds: int, release:
         ),
         release,
     )
-    server.run(sockets=listeners(server.config))
+    server.run()
     if not server.started:
         sys.exit(1)
-
-
-def listeners(config: uvicorn.Config) -> list[socket.socket]:
-    """One socket, bound to the host and port of ``config``, as often as connections are to be accepted in a turn.
-
-    Exits with 1, and a line in the log, if it cannot be bound.
-    """
-    bound = config.bind_socket()
-    return [bound, *(bound.dup() for _ in range(ACCEPTED_A_TURN - 1))]

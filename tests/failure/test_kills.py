@@ -68,15 +68,18 @@ def test_connect_killed_in_mid_batch_loses_and_doubles_nothing(platform: Platfor
         killed = threading.Event()
 
         def post(name: str = name, killed: threading.Event = killed) -> dict[str, int | None]:
-            first = start_sagas(platform, 40, name)
-            assert killed.wait(120)
-            return first | start_sagas(platform, 20, name)
+            posted: dict[str, int | None] = {}
+            while not killed.is_set():
+                posted |= start_sagas(platform, 5, name)
+            return posted | start_sagas(platform, 20, name)
 
         with ThreadPoolExecutor(1) as clients:
             posting = clients.submit(post)
-            platform.until(partial(came_through, platform, name), "no input came through")
-            pid = platform.kill("connect")
-            killed.set()
+            try:
+                platform.until(partial(came_through, platform, name), "no input came through")
+                pid = platform.kill("connect")
+            finally:
+                killed.set()
             expected |= posting.result()
         platform.restarted("connect", pid)
         marker = platform.start(steps({}))

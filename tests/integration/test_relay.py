@@ -178,11 +178,12 @@ class Running:
         """The replies to each of these, when there are so many of each.
 
         Args:
-            supervised: a relay that ends meanwhile is started again, in this environment.
+            supervised: a relay that gives up meanwhile is started again, in this environment.
         """
         deadline = time.monotonic() + timeout_s
         while True:
-            if supervised is not None and self.processes[-1].poll() is not None:
+            if supervised is not None and (code := self.processes[-1].poll()) is not None:
+                assert code == 75
                 self.start(**supervised)
             for message in self._consumer.consume(1000, timeout=0.05):
                 if message.error() is None:
@@ -522,7 +523,7 @@ def test_poison_is_dead_lettered_and_passed_over(relay: Running, service: Callab
 
 def test_a_stop_finishes_what_runs_and_commits_it(relay: Running, service: Callable[[], Service]) -> None:
     payments = service()
-    process = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_HEALTH_PORT="0")
+    process = relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_STOP_GRACE_S="30")
     relay.exchange()  # it takes commands by now, so that the next one does not expire before
     slow = relay.send(*ids(1), endpoint="/hang", timeout_ms=8_000)
     relay.producer.flush()

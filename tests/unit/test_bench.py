@@ -246,6 +246,7 @@ def test_timers_are_told_beside_the_same_load_without_them() -> None:
 
 
 def test_an_overload_is_told_by_minute_and_process() -> None:
+    ms = {"p50_ms": 1_000.0, "p99_ms": 1_000.0}
     one = {
         "run": "1",
         "bench": "overload",
@@ -255,12 +256,17 @@ def test_an_overload_is_told_by_minute_and_process() -> None:
         "refused": 18_000,
         "not_sent": 0,
         "done_after_s": 41.5,
-        "answer_ms_by_minute": {"1": {"n": 9, "p50_ms": 5.0, "p99_ms": 70.0}},
+        "accepted_ms_by_minute": {"1": {"n": 9, "p50_ms": 5_500.0, "p99_ms": 7_000.0}, "10": {"n": 1, **ms}},
+        "refused_ms_by_minute": {"1": {"n": 1_200, "p50_ms": 450.0, "p99_ms": 2_100.0}},
         "memory_mb_in_second_minute": {"kafka": 500.0},
         "memory_mb_at_the_end": {"kafka": 505.5},
     }
     told = report("{{overload}}", [one])
-    assert "| 18,000 |" in told and "| 5.0 / 70.0 |" in told
+    assert "| 18,000 |" in told
+    assert told.splitlines()[-2:] == [
+        "| 1 | 9 | 5.50 | 7.00 | 1,200 | 0.45 | 2.10 |",
+        "| 10 | 1 | 1.00 | 1.00 | 0 | – | – |",
+    ]
     assert "| MB of kafka, second minute and last | 500.0 / 505.5 |" in told
 
 

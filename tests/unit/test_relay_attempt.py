@@ -114,9 +114,9 @@ def test_an_answer_that_is_not_whole_leaves_the_call_unknown(says: fix_http.Answ
 
 @pytest.mark.parametrize("begun", [HEAD, b"HTTP/1.1 200 OK\r\nX: "])
 def test_an_answer_that_never_ends_is_given_up_after_its_time(begun: bytes) -> None:
-    called, server = call(raw(begun, trickle), timeout_s=0.5, limits=replace(QUICK, read_s=30))
+    called, server = call(raw(begun, trickle), timeout_s=2, limits=replace(QUICK, read_s=30))
     assert isinstance(called, Lost), called
-    assert "no whole answer within 0.5 s" in called.reason
+    assert "no whole answer within 2 s" in called.reason
     assert len(server.requests) == 1, "never tried twice"
 
 
