@@ -7,6 +7,7 @@ from uuid import UUID
 from psycopg import errors
 
 from coordinator.submission import Submission
+from participant.arrays import bytea_array, text_array, uuid_array
 from participant.outbox import AVRO
 from participant.sagas import INPUT_TOPIC
 from saga_processors.retention import may_be_pruned
@@ -154,18 +155,18 @@ class CreationStore:
             DatabaseUnavailable: as :meth:`create`.
         """
         values = {
-            "transaction_id": [new.transaction_id for new, _, _ in wanted],
-            "kind": [new.kind for new, _, _ in wanted],
-            "name": [new.name for new, _, _ in wanted],
-            # An array of arrays must be rectangular, so each goes as its text. A name has nothing to escape.
-            "services": ["{" + ",".join(f'"{name}"' for name in new.services) + "}" for new, _, _ in wanted],
-            "definition": [new.definition.decode() for new, _, _ in wanted],
-            "event_id": [new.event_id for new, _, _ in wanted],
-            "payload": [new.payload for new, _, _ in wanted],
-            "traceparent": [new.traceparent for new, _, _ in wanted],
-            "key": [key for _, key, _ in wanted],
-            "digest": [digest for _, _, digest in wanted],
-            "type": [new.type for new, _, _ in wanted],
+            "transaction_id": uuid_array(new.transaction_id for new, _, _ in wanted),
+            "kind": text_array(new.kind for new, _, _ in wanted),
+            "name": text_array(new.name for new, _, _ in wanted),
+            # An array of arrays must be rectangular, so each goes as its text.
+            "services": text_array(text_array(new.services) for new, _, _ in wanted),
+            "definition": text_array(new.definition.decode() for new, _, _ in wanted),
+            "event_id": uuid_array(new.event_id for new, _, _ in wanted),
+            "payload": bytea_array(new.payload for new, _, _ in wanted),
+            "traceparent": text_array(new.traceparent for new, _, _ in wanted),
+            "key": text_array(key for _, key, _ in wanted),
+            "digest": bytea_array(digest for _, _, digest in wanted),
+            "type": text_array(new.type for new, _, _ in wanted),
             "topic": INPUT_TOPIC,
             "source": SOURCE,
             "content_type": AVRO,

@@ -19,9 +19,9 @@ def uuid_array(values: Iterable[UUID]) -> str:
     return "{" + ",".join([str(value) for value in values]) + "}"
 
 
-def bytea_array(values: Iterable[bytes]) -> str:
-    """Return the literal of a ``bytea[]``, in hex format."""
-    return "{" + ",".join([f'"\\\\x{value.hex()}"' for value in values]) + "}"
+def bytea_array(values: Iterable[bytes | None]) -> str:
+    """Return the literal of a ``bytea[]``, in hex format; None is NULL."""
+    return "{" + ",".join(["NULL" if value is None else f'"\\\\x{value.hex()}"' for value in values]) + "}"
 
 
 def _escaped(value: str) -> str:
