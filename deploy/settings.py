@@ -56,6 +56,11 @@ class StackSettings(BaseModel):
         default=True, description="JVMs write their loaded classes to .jvm/archives once, to start faster later."
     )
 
+    batch_scheduling: bool = Field(
+        default=True,
+        description="Parts that wake up do not interrupt each other while all cores are busy (SCHED_BATCH).",
+    )
+
     port_base: int | None = Field(default=None, ge=1024, le=65000, description="First of the block of ports to use.")
     postgres_port: int = Field(default=0, description="PostgreSQL.")
     kafka_port: int = Field(default=0, description="Kafka's broker.")

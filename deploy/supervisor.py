@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
@@ -134,6 +135,18 @@ async def _reap_forever() -> None:
         reap()
 
 
+def _take_turns() -> None:
+    """Have the parts, which inherit it, scheduled as SCHED_BATCH (sched(7)).
+
+    A dozen processes hand each record on to the next. On two busy cores each one that wakes up interrupts another,
+    hundreds of times a second, and both go on with cold caches; in turns they handle more at a time. Where a core is
+    free nothing changes.
+    """
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):  # a container may forbid it
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Take the run directory for this process alone, then run the plan."""
     parser = argparse.ArgumentParser(prog="python -m deploy.supervisor", description=__doc__)
@@ -153,6 +166,8 @@ def main(arguments: list[str] | None = None) -> int:
             log.error("another supervisor holds %s", root)
             return EXIT_ALREADY_RUNNING
         write_atomically(root / "supervisor.pid", f"{os.getpid()}\n")
+        if settings.batch_scheduling:
+            _take_turns()
         try:
             plan = make_plan(settings, os.environ, options.services, options.only)
 

@@ -87,6 +87,17 @@ def test_a_part_that_is_killed_comes_back_under_a_new_pid(tmp_path: Path, superv
     assert family(root)["web"] == [after]
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux only")
+@pytest.mark.parametrize("wanted", [True, False])
+def test_parts_take_turns_unless_told_otherwise(tmp_path: Path, supervise: Supervise, wanted: bool) -> None:
+    root = tmp_path / "run"
+    supervise('[[service]]\nname = "web"\ncommand = ["sleep", "1000"]', batch_scheduling=str(wanted))
+    until(root, is_ready)
+    pid = read_pid(root / "pids" / "web")
+    assert pid is not None
+    assert os.sched_getscheduler(pid) == (os.SCHED_BATCH if wanted else os.SCHED_OTHER)
+
+
 def test_what_a_killed_part_leaves_behind_is_ended_before_it_starts_again(tmp_path: Path, supervise: Supervise) -> None:
     root = tmp_path / "run"
     supervise('[[service]]\nname = "web"\ncommand = ["sh", "-c", "sleep 1000 & wait"]')
