@@ -18,7 +18,7 @@ from rich.table import Table
 from deploy.parts import PlanError
 from deploy.plan import Only, masked
 from deploy.stack import Stack, StackError
-from deploy.status import PartState, StackState
+from deploy.status import StackState
 
 app = typer.Typer(
     help="The local stack: PostgreSQL, Kafka, Connect, schema registry and our services, under a supervisor.",
@@ -103,8 +103,7 @@ def status(
         else:
             out.print(f"Never started in {stack.root}.", markup=False)
         raise typer.Exit(EXIT_FAILED)
-    good = (PartState.READY, PartState.DONE, PartState.EXTERNAL)
-    healthy = found.state is StackState.READY and all(part.state in good for part in found.parts.values())
+    healthy = found.state is StackState.READY and not found.not_up()
     if json:
         typer.echo(found.model_dump_json(indent=2))
         raise typer.Exit(0 if healthy else EXIT_FAILED)

@@ -84,6 +84,11 @@ class StackStatus(BaseModel):
     def write(self, root: Path) -> None:
         write_atomically(root / "status.json", self.model_dump_json(indent=1))
 
+    def not_up(self) -> list[str]:
+        """The parts that are neither ready nor done nor somebody else's."""
+        up = (PartState.READY, PartState.DONE, PartState.EXTERNAL)
+        return [name for name, part in self.parts.items() if part.state not in up]
+
     def running(self) -> list[str]:
         """The parts that have a process to stop, in the order in which they are stopped."""
         no_process = (PartState.EXTERNAL, PartState.DONE, PartState.WAITING)

@@ -94,8 +94,11 @@ class Directory:
         if self._session is not None:
             await self._session.close()
 
-    async def instances(self, name: str) -> tuple[Address, ...]:
+    async def instances(self, name: str, tried: Collection[Address] = ()) -> tuple[Address, ...]:
         """Return the base addresses of a service, at least one.
+
+        Args:
+            tried: could not be reached: who has no others to go by waits for the registry.
 
         Raises:
             UnknownService: there is none.
@@ -109,7 +112,7 @@ class Directory:
             )
         if not _is_name(name):
             raise UnknownService(f"{name[:60]!r} cannot be the name of a service in the registry")
-        entry = await self._current(name)
+        entry = await self._current(name, tried)
         # That there was none before the outage says little: services come.
         if not entry.instances and (entry.instances is None or entry.trouble is not None):
             raise DirectoryUnavailable(f"the service registry cannot say where {name!r} is: {entry.trouble}")
@@ -129,11 +132,7 @@ class Directory:
         """
         if (entry := self._entries.get(name)) is not None:
             entry.due = min(entry.due, entry.asked_at + self._settings.registry_negative_ttl_s)
-        others = [one for one in await self.instances(name) if one not in tried]
-        if not others and (entry := self._entries.get(name)) is not None and entry.asking is not None:
-            # Nobody is left to go by in the meantime: the answer is worth its wait, as that for an unknown service is.
-            await asyncio.wait([entry.asking])
-            others = [one for one in await self.instances(name) if one not in tried]
+        others = [one for one in await self.instances(name, tried) if one not in tried]
         # Not a turn of its own: with two instances every call would begin with the same one.
         return others[self._turn(name).count % len(others)] if others else None
 
@@ -153,7 +152,7 @@ class Directory:
             return None
         return True
 
-    async def _current(self, name: str) -> _Entry:
+    async def _current(self, name: str, tried: Collection[Address]) -> _Entry:
         """What is known of the service, asked for anew when it is old. One question a name at a time."""
         entry = self._entries.pop(name, None) or _Entry()
         self._entries[name] = entry
@@ -165,7 +164,8 @@ class Directory:
             entry.asking.add_done_callback(functools.partial(_asked, entry))
         if entry.asking is not None:
             # Whoever has nothing to go by waits for the answer, which is bounded by the registry's timeout.
-            patience = entry.asked_at + self._settings.registry_patience_s - now if entry.instances else None
+            others = any(one not in tried for one in entry.instances or ())
+            patience = entry.asked_at + self._settings.registry_patience_s - now if others else None
             if patience is None or patience > 0:
                 await asyncio.wait([entry.asking], timeout=patience)
         return entry

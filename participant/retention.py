@@ -182,7 +182,7 @@ def alone(url: str, application: str, tables: str, patience_s: float = 0.0) -> I
         try:
             yield connection if taken else None
         finally:
-            if taken and not connection.closed:
+            if taken:
                 # Its backend would let go of it only some time after the connection is closed.
                 with suppress(psycopg.Error):
                     connection.execute("SELECT pg_advisory_unlock_all()")

@@ -17,7 +17,7 @@ import psycopg
 from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, Message, TopicPartition
 
 from deploy.stack import Stack
-from deploy.status import PartState, StackStatus
+from deploy.status import StackStatus
 from schemas import Codec
 
 TERMINAL = ("COMPLETED", "FAILED")
@@ -98,9 +98,10 @@ class Platform:
 
     # Two-phase commits
 
-    def ask(self, path: str, key: str | None = None, seconds: float = 120) -> httpx.Response:
-        """POST it, as one request, until it is answered: 202 means not decided yet, and 503 that it cannot be."""
-        headers, deadline = {"Idempotency-Key": key or str(uuid.uuid4())}, time.monotonic() + seconds
+    def decided(self, id: str, verb: str, seconds: float = 120) -> httpx.Response:
+        """Ask it of the transaction, as one request, until it is decided: 202 means not yet, 503 that it cannot be."""
+        path, headers = f"/transactions/{id}/{verb}", {"Idempotency-Key": str(uuid.uuid4())}
+        deadline = time.monotonic() + seconds
         while True:
             told = "nobody is there"
             with suppress(httpx.TransportError):
@@ -215,15 +216,9 @@ class Platform:
 
     def all_ready(self, seconds: float = 120) -> None:
         """Wait until every process of the stack is up again."""
-        up = (PartState.READY, PartState.DONE, PartState.EXTERNAL)
-
-        def late() -> list[str]:
-            status = StackStatus.read(self.stack.root)
-            return [name for name, part in status.parts.items() if part.state not in up] if status else ["all"]
-
         deadline = time.monotonic() + seconds
-        while found := late():
-            assert time.monotonic() < deadline, f"not up within {seconds} s: {found}"
+        while (status := StackStatus.read(self.stack.root)) is None or status.not_up():
+            assert time.monotonic() < deadline, f"not up within {seconds} s: {status and status.not_up()}"
             time.sleep(0.1)
 
     def crash_once_at(self, point: str) -> None:

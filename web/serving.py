@@ -32,15 +32,11 @@ class Server(uvicorn.Server):
             return
         made_by = cast(Callable[..., asyncio.Protocol], self.config.http_protocol_class)
         protocol = partial(made_by, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
-        for server in list(self.servers):
-            for listening in server.sockets:
-                for _ in range(ACCEPTED_A_TURN - 1):
-                    again = socket.socket(fileno=os.dup(listening.fileno()))
-                    self.servers.append(
-                        await asyncio.get_running_loop().create_server(
-                            protocol, sock=again, backlog=self.config.backlog
-                        )
-                    )
+        loop = asyncio.get_running_loop()
+        for listening in [one for server in self.servers for one in server.sockets]:
+            for _ in range(ACCEPTED_A_TURN - 1):
+                again = socket.socket(fileno=os.dup(listening.fileno()))
+                self.servers.append(await loop.create_server(protocol, sock=again, backlog=self.config.backlog))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._release()

@@ -87,11 +87,6 @@ def begin(platform: Platform, **body: Any) -> str:
     return str(answer.json()["transaction_id"])
 
 
-def decided(platform: Platform, id: str, verb: str) -> httpx.Response:
-    """As ``ask``, again while the answer is that there is none yet."""
-    return platform.ask(f"/transactions/{id}/{verb}")
-
-
 def ask(platform: Platform, id: str, verb: str, **headers: str) -> httpx.Response:
     given = {name.replace("_", "-"): value for name, value in headers.items()}
     return platform.http.post(f"/transactions/{id}/{verb}", headers=given)
@@ -114,9 +109,9 @@ def test_two_participants_commit(platform: Platform, site: Site) -> None:
         answer = platform.http.post(f"/transactions/{id}/participants", json=site.participant(name, amount=3))
         assert answer.status_code == 201 and answer.json()["participant_added"] == name, answer.text
     prepare(platform, id)
-    again = decided(platform, id, "prepare")
+    again = platform.decided(id, "prepare")
     assert again.status_code == 200 and again.json()["state"] == "PREPARED", again.text
-    committed = decided(platform, id, "commit")
+    committed = platform.decided(id, "commit")
     assert committed.status_code == 200 and committed.json()["state"] in ("COMMITTING", "COMMITTED")
     document = ended(platform, id)
     assert document["state"] == "COMMITTED"
@@ -124,7 +119,7 @@ def test_two_participants_commit(platform: Platform, site: Site) -> None:
     for name in ("orders", "stock"):
         assert site.calls[id, name] == ["prepare", "commit"]
     assert all(body == {"transaction_id": id, "amount": 3} for body in site.bodies)
-    refused = decided(platform, id, "abort")
+    refused = platform.decided(id, "abort")
     assert refused.status_code == 409 and refused.json()["state"] == "COMMITTED"
 
 
@@ -138,7 +133,7 @@ def test_one_no_aborts_at_both(platform: Platform, site: Site) -> None:
     assert states == {"orders": "ABORTED", "stock": "FAILED"}
     assert "abort" in site.verbs(id, "orders")
     assert not {"commit"} & (site.verbs(id, "orders") | site.verbs(id, "stock"))
-    assert decided(platform, id, "commit").status_code == 409
+    assert platform.decided(id, "commit").status_code == 409
 
 
 def test_commit_against_abort_has_one_truth(platform: Platform, site: Site) -> None:
@@ -146,7 +141,7 @@ def test_commit_against_abort_has_one_truth(platform: Platform, site: Site) -> N
         id = begin(platform, participants=[site.participant("orders"), site.participant("stock")])
         prepare(platform, id)
         with ThreadPoolExecutor(2) as pool:
-            commit, abort = pool.map(lambda verb, one=id: decided(platform, one, verb), ["commit", "abort"])
+            commit, abort = pool.map(lambda verb, one=id: platform.decided(one, verb), ["commit", "abort"])
         end = ended(platform, id)["state"]
         won, lost = (commit, abort) if end == "COMMITTED" else (abort, commit)
         assert won.status_code == 200, won.text
@@ -163,7 +158,7 @@ def test_without_a_decision_in_time_it_aborts(platform: Platform, site: Site) ->
     assert "abort" in site.verbs(id, "orders")
     never_prepared = begin(platform, participants=[site.participant("orders")], timeout_seconds=1)
     assert ended(platform, never_prepared)["state"] == "ABORTED"
-    assert decided(platform, never_prepared, "prepare").status_code == 409
+    assert platform.decided(never_prepared, "prepare").status_code == 409
 
 
 def test_participants_are_added_before_prepare_only(platform: Platform, site: Site) -> None:
@@ -171,7 +166,7 @@ def test_participants_are_added_before_prepare_only(platform: Platform, site: Si
     prepare(platform, id)
     late = platform.http.post(f"/transactions/{id}/participants", json=site.participant("stock"))
     assert late.status_code == 409 and late.json()["state"] == "PREPARED"
-    assert decided(platform, id, "abort").status_code == 200
+    assert platform.decided(id, "abort").status_code == 200
     assert len(ended(platform, id)["participants"]) == 1
 
 

@@ -299,7 +299,7 @@ def test_of_commit_and_abort_at_the_same_moment_one_is_true(
 
         def ask(verb: str) -> tuple[int, dict[str, str]]:
             ready.wait()
-            answer = platform.ask(f"/transactions/{transfer.id}/{verb}")
+            answer = platform.decided(transfer.id, verb)
             return answer.status_code, answer.json()
 
         with ThreadPoolExecutor(2) as two:
@@ -357,7 +357,7 @@ def test_a_commit_that_was_refused_does_not_happen_when_its_record_comes_again(
     """Debezium delivers at least once, and the client has been told no."""
     transfer = Transfer(("http-rm", "kafka-rm"), ACCOUNTS[0], 6)
     transfers.begin(transfer)
-    early = platform.ask(f"/transactions/{transfer.id}/commit")
+    early = platform.decided(transfer.id, "commit")
     assert (early.status_code, early.json()["state"]) == (409, "STARTED"), early.text
     transfers.prepare(transfer)
     assert transfers.voted(transfer) == "PREPARED"

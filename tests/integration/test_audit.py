@@ -147,15 +147,15 @@ def test_a_row_that_was_published_again_is_the_record_that_debezium_makes(platfo
         ).all()
     published_again = {"lost", "lost-traced"}
     assert {row[0] for row in rows} >= {"a", "b", "c-traced", "after", "at-0", "at-1", "at-2"} | published_again
+    for i in range(len(times)):
+        platform.until(lambda key=f"at-{i}": arrived(platform, key), f"at-{i} did not arrive")  # type: ignore[misc]
     for key, id, type, source, traceparent, content_type, specversion, payload, micros in rows:
-        platform.until(lambda key=key: arrived(platform, key), f"{key} did not arrive")  # type: ignore[misc]
         [record] = [one for one in arrived(platform, key) if headers(one)["id"] == str(id).encode()]
         expected = event_headers(id, type, source, traceparent, content_type, specversion, micros)
         assert headers(record) == dict(expected), key
         assert record.value() == bytes(payload)
-    for i, at in enumerate(times):
-        [record] = arrived(platform, f"at-{i}")
-        assert headers(record)["ce_time"] == f"{at}Z".encode()
+        if key.startswith("at-"):
+            assert headers(record)["ce_time"] == f"{times[int(key.removeprefix('at-'))]}Z".encode()
 
 
 def test_a_publication_that_was_changed_is_told(platform: Platform, database: Engine) -> None:

@@ -314,7 +314,7 @@ _STEP = st.fixed_dictionaries(
 )
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     body=st.one_of(
         st.binary(max_size=50),
@@ -338,7 +338,7 @@ def test_no_body_and_no_key_makes_it_fail(coordinator: Coordinator, body: bytes,
         SagaView.model_validate_json(shown.content)
 
 
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     path=st.sampled_from(["/sagas", "/sagas/01928f6e-3f1c-7d2a-9c1b-5f6a7b8c9d0e", "/sagas/"])
     | _TEXT.map(lambda text: f"/sagas/{quote(text)}"),

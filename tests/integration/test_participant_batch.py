@@ -183,7 +183,7 @@ def test_an_action_runs_once_however_often_its_command_comes(ledger: Ledger) -> 
 
 
 @given(st.lists(st.none() | st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"])), max_size=20))
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_array_literals_mean_what_they_hold(engine: Engine, values: list[str | None]) -> None:
     blobs = [(value or "").encode() for value in values]
     ids = [uuid.uuid5(uuid.NAMESPACE_URL, value or "") for value in values]
@@ -414,7 +414,7 @@ deliveries = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(deliveries)
 def test_any_order_of_any_deliveries_leaves_every_step_done_undone_or_untouched(
     ledger: Ledger, batches: list[list[Delivery]]

@@ -529,7 +529,7 @@ CALLS = st.lists(
 )
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(CALLS)
 def test_any_order_of_calls_and_crashes_does_what_the_model_says(bank: Bank, calls: list[tuple[str, int, str]]) -> None:
     """Three transactions that each take 1 from an account; a "lost" call is rolled back by a crash at its end."""

@@ -117,10 +117,7 @@ class Strikes:
 
     def _late(self) -> list[str]:
         status = StackStatus.read(self.stack.root)
-        if status is None:
-            return ["the supervisor"]
-        up = (PartState.READY, PartState.DONE, PartState.EXTERNAL)
-        return [name for name, part in status.parts.items() if part.state not in up]
+        return ["the supervisor"] if status is None else status.not_up()
 
     def _pid(self, name: str) -> int:
         """The pid of a process that is up; another fault may have ended it a moment ago."""

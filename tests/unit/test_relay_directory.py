@@ -165,9 +165,7 @@ def test_instances_outlive_a_registry_that(outage: str) -> None:
     async def run() -> None:
         async with (
             RawServer(catalog(("10.0.0.1", 80))) as server,
-            Directory(
-                settings(server, registry_max_bytes=65536, registry_timeout_s=2, registry_patience_s=0.05)
-            ) as directory,
+            Directory(settings(server, registry_max_bytes=65536, registry_patience_s=0.05)) as directory,
         ):
             await directory.instances("orders")
             server.says = OUTAGES[outage]

@@ -130,7 +130,7 @@ class Service:
 
 
 @given(st.data())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> None:
     definition = data.draw(definitions())
     saga = advance(None, SagaStarted(definition), 0).machine
@@ -175,7 +175,7 @@ def reachable(state: SagaState) -> set[SagaState]:
 
 
 @given(definitions(), st.integers(0, 2**32))
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 def test_with_lost_doubled_and_reordered_messages_every_saga_ends_whole_or_undone(
     definition: SagaDefinition, seed: int
 ) -> None:

@@ -96,7 +96,7 @@ def check_state(transaction: Transaction) -> None:
 
 
 @given(st.data())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_inputs_in_any_order_keep_the_invariants(data: st.DataObject) -> None:
     definition = data.draw(definitions)
     transaction = advance(None, TransactionStarted(definition), 0).machine
