@@ -35,10 +35,10 @@ from typing import Any, TypeVar
 
 import orjson
 import structlog
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import IntegrityError
 
-from participant import barrier, outbox, two_phase
+from participant import barrier, inbox, outbox, two_phase
 from participant.arrays import text_array, uuid_array
 from participant.barrier import UNSEEN, Decision, Step
 from participant.command import (
@@ -58,6 +58,7 @@ from participant.handlers import Handler, Handlers
 from participant.handling import handling
 from participant.incoming import AnyCommand
 from participant.local_transaction import Culprit, Guard, Retry, cut, first_line, is_infrastructure
+from participant.statements import Statement
 from participant.two_phase import Answer, Participant, ParticipantCommand, TwoPhaseOutcome
 from schemas import Codec, RegistryUnavailable
 
@@ -67,23 +68,16 @@ _T = TypeVar("_T")
 StepKey = tuple[uuid.UUID, str]
 AnyReply = Reply | Answer
 
-# Sorted, so that two workers with the same commands take the rows in the same order and cannot deadlock on them.
-_CLAIM = text("""
-    INSERT INTO fluxora.inbox (command_id)
-    SELECT id FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id COLLATE "C"
-    ON CONFLICT DO NOTHING
-    RETURNING command_id
-""")
-_READ_BARRIER = text("""
+_READ_BARRIER = Statement("""
     SELECT b.transaction_id, b.step, b.operation, b.outcome, b.result, b.reason
-    FROM unnest(CAST(:transaction_ids AS uuid[]), CAST(:steps AS text[])) AS k(transaction_id, step)
+    FROM unnest(CAST(%(transaction_ids)s AS uuid[]), CAST(%(steps)s AS text[])) AS k(transaction_id, step)
     JOIN fluxora.barrier b ON b.transaction_id = k.transaction_id AND b.step = k.step COLLATE "C"
 """)
-_WRITE_BARRIER = text("""
+_WRITE_BARRIER = Statement("""
     INSERT INTO fluxora.barrier (transaction_id, step, operation, outcome, result, reason)
     SELECT * FROM unnest(
-        CAST(:transaction_id AS uuid[]), CAST(:step AS text[]), CAST(:operation AS text[]),
-        CAST(:outcome AS text[]), CAST(:result AS text[]), CAST(:reason AS text[]))
+        CAST(%(transaction_id)s AS uuid[]), CAST(%(step)s AS text[]), CAST(%(operation)s AS text[]),
+        CAST(%(outcome)s AS text[]), CAST(%(result)s AS text[]), CAST(%(reason)s AS text[]))
 """)
 
 
@@ -200,7 +194,7 @@ class Batch:
             self._guard,
             self._handlers,
             self._participant,
-            self._claim(connection, commands),
+            inbox.claim(connection, commands, [command.command_id for command in commands]),
             decided,
             self._idle_limit_s,
             partial(handling, self._service, self._codec),
@@ -209,24 +203,14 @@ class Batch:
         self._write(connection, walk)
         return walk
 
-    def _claim(self, connection: Connection, commands: Sequence[AnyCommand]) -> list[AnyCommand]:
-        ids = [command.command_id for command in commands]
-        new = set(connection.execute(_CLAIM, {"ids": text_array(ids)}).scalars())
-        claimed = []
-        for command in commands:
-            if command.command_id in new:
-                new.remove(command.command_id)  # a second copy in the same batch is skipped
-                claimed.append(command)
-        return claimed
-
     def _write(self, connection: Connection, walk: "_Walk") -> None:
         if walk.rows:
             rows = sorted(walk.rows, key=itemgetter(0, 1, 2))  # one order for all workers, as with the inbox
             columns = ("transaction_id", "step", "operation", "outcome", "result", "reason")
             try:
-                connection.execute(
-                    _WRITE_BARRIER,
-                    {name: text_array(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)},
+                _WRITE_BARRIER(
+                    connection,
+                    **{name: text_array(column) for name, column in zip(columns, zip(*rows, strict=True), strict=True)},
                 )
             except IntegrityError as error:
                 raise _BarrierTaken("another worker handled a step of this batch at the same time") from error
@@ -275,7 +259,7 @@ class Batch:
         try:
             with self._engine.begin() as connection:
                 # No barrier row: the machine's next attempt, with its own command id, may run.
-                if not self._claim(connection, [command]):
+                if not inbox.claim(connection, [command], [command.command_id]):
                     return
                 self._publish(connection, [(command, reply)])
         except Exception as failed:
@@ -331,8 +315,8 @@ class _Walk:
         keys = list({(one.transaction_id, one.step) for one in self._commands if isinstance(one, Command)})
         if not keys:
             return {}
-        found = self._connection.execute(
-            _READ_BARRIER, {"transaction_ids": uuid_array(k[0] for k in keys), "steps": text_array(k[1] for k in keys)}
+        found = _READ_BARRIER(
+            self._connection, transaction_ids=uuid_array(k[0] for k in keys), steps=text_array(k[1] for k in keys)
         )
         steps: dict[StepKey, Step] = {}
         for transaction_id, step, operation, outcome, result, reason in found:

@@ -26,9 +26,9 @@ from collections.abc import Callable, Sequence
 from enum import StrEnum
 
 import structlog
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine
 
-from participant.arrays import text_array
+from participant import inbox
 from participant.crashpoint import crash_at
 from participant.handling import handling
 from participant.local_transaction import Culprit, Guard, Retry, cut, first_line, is_infrastructure
@@ -37,14 +37,6 @@ from participant.subscriptions import Event, Subscription, Subscriptions, rounds
 from schemas import Codec, RegistryUnavailable
 
 log = structlog.get_logger(__name__)
-
-# Sorted, so that two members with the same events take the rows in the same order and cannot deadlock on them.
-_CLAIM = text("""
-    INSERT INTO fluxora.inbox (command_id)
-    SELECT id FROM unnest(CAST(:ids AS text[])) AS id ORDER BY id COLLATE "C"
-    ON CONFLICT DO NOTHING
-    RETURNING command_id
-""")
 
 
 class Fate(StrEnum):
@@ -142,7 +134,7 @@ class Delivery:
         Raises:
             Culprit: a handler raised.
         """
-        new = self._claim(connection, events)
+        new = inbox.claim(connection, events, [event.inbox_key(self._group) for event in events])
         for one in rounds(new, self._handler):
             for handler, group in one:
                 if handler.batch:
@@ -189,16 +181,6 @@ class Delivery:
         for event in events:
             self._failures.pop((event.place, event.offset), None)
             self._observe(event, Fate.HANDLED if id(event) in handled else Fate.DUPLICATE)
-
-    def _claim(self, connection: Connection, events: Sequence[Event]) -> list[Event]:
-        keys = [event.inbox_key(self._group) for event in events]
-        new = set(connection.execute(_CLAIM, {"ids": text_array(keys)}).scalars())
-        claimed = []
-        for key, event in zip(keys, events, strict=True):
-            if key in new:
-                new.remove(key)  # a second copy in the same batch is skipped
-                claimed.append(event)
-        return claimed
 
     def _handler(self, event: Event) -> Subscription:
         found = self._subscriptions.find(event.topic, event.type)

@@ -13,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 from sqlalchemy.orm import Session
 from uuid_utils.compat import uuid7
 
 from participant.arrays import bytea_array, text_array, uuid_array
 from participant.events import EventType, declared_type, type_of
 from participant.handling import current, current_traceparent
+from participant.statements import Statement
 from schemas import Codec, WrongShape, register_types
 
 AVRO = "application/avro"
@@ -31,13 +32,13 @@ TEXT_LIMIT = 1_000
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 # One INSERT writes a WAL record a row, as Debezium needs; COPY would not (PROTOTYPE.md, "Traps met").
-_INSERT = text("""
+_INSERT = Statement("""
     INSERT INTO fluxora.outbox
         (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
     SELECT * FROM unnest(
-        CAST(:id AS uuid[]), CAST(:aggregatetype AS text[]), CAST(:aggregateid AS text[]), CAST(:type AS text[]),
-        CAST(:payload AS bytea[]), CAST(:topic AS text[]), CAST(:source AS text[]),
-        CAST(:traceparent AS text[]), CAST(:content_type AS text[]))
+        CAST(%(id)s AS uuid[]), CAST(%(aggregatetype)s AS text[]), CAST(%(aggregateid)s AS text[]),
+        CAST(%(type)s AS text[]), CAST(%(payload)s AS bytea[]), CAST(%(topic)s AS text[]),
+        CAST(%(source)s AS text[]), CAST(%(traceparent)s AS text[]), CAST(%(content_type)s AS text[]))
 """)
 
 INSERT_ONE = """
@@ -191,26 +192,25 @@ def _default() -> Codec:
     return default_codec() if handled is None else handled.codec
 
 
-def publish_many(session_or_connection: Session | Connection, messages: Sequence[Message]) -> None:
+def publish_many(connection: Connection, messages: Sequence[Message]) -> None:
     """Put messages into the outbox with one statement, in their order. Raises WrongShape as ``publish`` does."""
     if not messages:
         return
     for message in messages:
         _check(message)
-    session_or_connection.execute(
-        _INSERT,
-        {
-            "id": uuid_array(message.id for message in messages),
-            # EventRouter wants the column; routing is by `topic`.
-            "aggregatetype": text_array(message.type for message in messages),
-            "aggregateid": text_array(message.key for message in messages),
-            "type": text_array(message.type for message in messages),
-            "payload": bytea_array(message.payload for message in messages),
-            "topic": text_array(message.topic for message in messages),
-            "source": text_array(message.source for message in messages),
-            "traceparent": text_array(message.traceparent for message in messages),
-            "content_type": text_array(message.content_type for message in messages),
-        },
+    types = text_array(message.type for message in messages)
+    _INSERT(
+        connection,
+        id=uuid_array(message.id for message in messages),
+        # EventRouter wants the column; routing is by `topic`.
+        aggregatetype=types,
+        aggregateid=text_array(message.key for message in messages),
+        type=types,
+        payload=bytea_array(message.payload for message in messages),
+        topic=text_array(message.topic for message in messages),
+        source=text_array(message.source for message in messages),
+        traceparent=text_array(message.traceparent for message in messages),
+        content_type=text_array(message.content_type for message in messages),
     )
 
 

@@ -1,0 +1,45 @@
+"""The library's own statements, on SQLAlchemy's connection and transaction, past its execution.
+
+They are a handful a batch, always the same, and want nothing that SQLAlchemy adds to a statement, which costs three
+times what psycopg takes for it. Handlers' statements go its way. An error is told as SQLAlchemy would tell it.
+"""
+
+from typing import Any, LiteralString
+
+import psycopg
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+
+class Statement:
+    """One statement, with psycopg's ``%(name)s`` for its parameters.
+
+    SQLAlchemy's events are not fired: a ``Guard`` does not see it.
+    """
+
+    def __init__(self, sql: LiteralString) -> None:
+        self._sql = sql
+
+    def __call__(self, connection: Connection, **parameters: object) -> psycopg.Cursor[tuple[Any, ...]]:
+        """Run it in the transaction that is open on ``connection``; returns the cursor with its rows.
+
+        Raises:
+            sqlalchemy.exc.DBAPIError: or its subclass for the kind of error. With a connection that is lost,
+                ``connection`` is invalidated.
+        """
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, psycopg.Connection), "the engine is made with postgresql+psycopg"
+        try:
+            return driver.execute(self._sql, parameters)
+        except psycopg.Error as error:
+            lost = driver.closed
+            if lost:
+                connection.invalidate(error)
+            raise DBAPIError.instance(
+                self._sql,
+                parameters,
+                error,
+                psycopg.Error,
+                connection_invalidated=lost,
+                dialect=connection.dialect,
+            ) from error
