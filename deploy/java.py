@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,9 @@ from deploy.settings import StackSettings
 
 JVM_PARTS = ("kafka", "connect", "registry")
 
+#: Heap and compiled code on large pages where Linux gives them on request (admin-guide/mm/transhuge, "madvise"). Under
+#: load the whole stack, not the JVMs alone, then costs less: fewer page walks go through the caches.
+_LARGE_PAGES = ("-XX:+UseTransparentHugePages",) if sys.platform == "linux" else ()
 #: Seconds: longer than it takes to write an archive on a busy machine.
 WRITING_GRACE = 90.0
 
@@ -29,6 +33,7 @@ def java(heap: str, *arguments: str) -> tuple[str, ...]:
         "java",
         f"-Xmx{heap}",
         "-XX:+UseSerialGC",
+        *_LARGE_PAGES,
         "-XX:+ExitOnOutOfMemoryError",
         "-Djava.awt.headless=true",
         "-Djava.net.preferIPv4Stack=true",

@@ -21,12 +21,15 @@ class Statement:
         self._sql = sql
 
     def __call__(self, connection: Connection, **parameters: object) -> psycopg.Cursor[tuple[Any, ...]]:
-        """Run it in the transaction that is open on ``connection``; returns the cursor with its rows.
+        """Run it in the transaction of ``connection``, begun here if none is; returns the cursor with its rows.
 
         Raises:
             sqlalchemy.exc.DBAPIError: or its subclass for the kind of error. With a connection that is lost,
                 ``connection`` is invalidated.
         """
+        if not connection.in_transaction():
+            # As SQLAlchemy's execution does: otherwise the caller's ``commit`` would find nothing to commit.
+            connection.begin()
         driver = connection.connection.driver_connection
         assert isinstance(driver, psycopg.Connection), "the engine is made with postgresql+psycopg"
         try:
