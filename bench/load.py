@@ -14,7 +14,7 @@ from sqlalchemy import create_engine
 
 from bench.ends import Ends
 from bench.order import NAMES
-from participant.sagas import Step, start
+from participant.sagas import NewSaga, Step, start_many
 from participant.settings import sqlalchemy_url
 
 #: Suffix of the database that the three services share.
@@ -60,7 +60,9 @@ class FromOutbox:
     def in_one(self, numbers: Sequence[int], fail_every: int = 0) -> list[str]:
         """Start those of these numbers in one transaction."""
         with self.engine.begin() as connection:
-            return [str(start(connection, "order", _steps(refused(i, fail_every)))) for i in numbers]
+            return list(
+                map(str, start_many(connection, [NewSaga("order", _steps(refused(i, fail_every))) for i in numbers]))
+            )
 
 
 class OverRest:

@@ -1,7 +1,8 @@
 """Messages that leave exactly when the caller's transaction commits.
 
 ``publish`` inserts a row into ``fluxora.outbox`` in the transaction that is open on the given session or
-connection; it never commits. Debezium reads the row from the write-ahead log and produces it to ``topic``.
+connection, ``publish_many`` several with one statement; they never commit. Debezium reads the rows from the write-ahead
+log and produces each to its ``topic``.
 There is no other way out, so nothing is sent for a rolled-back transaction and nothing committed is forgotten.
 """
 
@@ -20,7 +21,6 @@ from uuid_utils.compat import uuid7
 from participant.arrays import bytea_array, text_array, uuid_array
 from participant.events import EventType, declared_type, type_of
 from participant.handling import current, current_traceparent
-from participant.statements import Statement
 from schemas import Codec, WrongShape, register_types
 
 AVRO = "application/avro"
@@ -32,14 +32,13 @@ TEXT_LIMIT = 1_000
 _TOPIC = re.compile(r"[A-Za-z0-9._-]{1,249}")
 
 # One INSERT writes a WAL record a row, as Debezium needs; COPY would not (PROTOTYPE.md, "Traps met").
-_INSERT = Statement("""
+_INSERT = """
     INSERT INTO fluxora.outbox
         (id, aggregatetype, aggregateid, type, payload, topic, source, traceparent, content_type)
     SELECT * FROM unnest(
-        CAST(%(id)s AS uuid[]), CAST(%(aggregatetype)s AS text[]), CAST(%(aggregateid)s AS text[]),
-        CAST(%(type)s AS text[]), CAST(%(payload)s AS bytea[]), CAST(%(topic)s AS text[]),
-        CAST(%(source)s AS text[]), CAST(%(traceparent)s AS text[]), CAST(%(content_type)s AS text[]))
-""")
+        CAST(%s AS uuid[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS bytea[]),
+        CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]), CAST(%s AS text[]))
+"""
 
 INSERT_ONE = """
     INSERT INTO fluxora.outbox
@@ -99,6 +98,37 @@ def publish(
 ) -> uuid.UUID:
     """Put one event into the outbox, in the caller's transaction, and return its id.
 
+    Arguments and errors as of ``message`` and ``publish_many``. When it raises, nothing was written.
+    """
+    made = message(
+        event,
+        type=type,
+        topic=topic,
+        key=key,
+        source=source,
+        traceparent=traceparent,
+        id=id,
+        codec=codec,
+        content_type=content_type,
+    )
+    publish_many(session_or_connection, [made])
+    return made.id
+
+
+def message(
+    event: Event,
+    *,
+    type: str | EventType | None = None,
+    topic: str | None = None,
+    key: str | None = None,
+    source: str | None = None,
+    traceparent: str | None = None,
+    id: uuid.UUID | None = None,
+    codec: Codec | None = None,
+    content_type: str = AVRO,
+) -> Message:
+    """Make the message of one event, for ``publish_many``; nothing is written.
+
     Args:
         event: an instance of a class declared with ``@event_type``, which says the rest; a mapping, with ``type``; any
             dataclass, with ``type``; or bytes, sent as they are, with ``type``, ``topic`` and ``key``.
@@ -112,10 +142,10 @@ def publish(
         id: give the same one to publish the same event again; a UUIDv7 by default.
 
     Raises:
-        WrongShape: the event does not fit its schema, or the message breaks a limit. Nothing was written.
+        WrongShape: the event does not fit its schema.
         InvalidSchema: its type has the name of another one.
         RegistryUnavailable: the schema's id is not cached yet and the registry does not answer, or does not have it
-            (``register`` at the service's start sees to both). Nothing was written.
+            (``register`` at the service's start sees to both).
     """
     declared = type if isinstance(type, EventType) else declared_type(event) if type is None else None
     if declared is not None:
@@ -132,7 +162,7 @@ def publish(
             "type=EventType…, or all three"
         )
     handled = current()
-    message = Message(
+    return Message(
         topic=topic,
         key=key,
         type=name,
@@ -142,26 +172,6 @@ def publish(
         content_type=content_type,
         id=uuid7() if id is None else id,
     )
-    _check(message)
-    connection = session_or_connection
-    if isinstance(connection, Session):
-        connection = connection.connection()
-    # Past SQLAlchemy's compiler, not past its connection: errors are told, and a batch's guard sees it, as ever.
-    connection.exec_driver_sql(
-        INSERT_ONE,
-        (
-            message.id,
-            name,
-            key,
-            name,
-            payload,
-            topic,
-            message.source,
-            message.traceparent,
-            content_type,
-        ),
-    )
-    return message.id
 
 
 def register(*types: EventType | type, codec: Codec | None = None, registry_url: str | None = None) -> None:
@@ -192,26 +202,42 @@ def _default() -> Codec:
     return default_codec() if handled is None else handled.codec
 
 
-def publish_many(connection: Connection, messages: Sequence[Message]) -> None:
-    """Put messages into the outbox with one statement, in their order. Raises WrongShape as ``publish`` does."""
+def publish_many(session_or_connection: Session | Connection, messages: Sequence[Message]) -> None:
+    """Put messages into the outbox with one statement, in their order. Raises WrongShape if one breaks a limit."""
     if not messages:
         return
-    for message in messages:
-        _check(message)
-    types = text_array(message.type for message in messages)
-    _INSERT(
-        connection,
-        id=uuid_array(message.id for message in messages),
-        # EventRouter wants the column; routing is by `topic`.
-        aggregatetype=types,
-        aggregateid=text_array(message.key for message in messages),
-        type=types,
-        payload=bytea_array(message.payload for message in messages),
-        topic=text_array(message.topic for message in messages),
-        source=text_array(message.source for message in messages),
-        traceparent=text_array(message.traceparent for message in messages),
-        content_type=text_array(message.content_type for message in messages),
+    for one in messages:
+        _check(one)
+    connection = session_or_connection
+    if isinstance(connection, Session):
+        connection = connection.connection()
+    # Past SQLAlchemy's compiler, not past its connection: errors are told, and a batch's guard sees it, as ever.
+    if len(messages) == 1:
+        connection.exec_driver_sql(INSERT_ONE, _columns(messages[0]))
+        return
+    ids, types, keys, _, payloads, topics, sources, traceparents, content_types = zip(
+        *map(_columns, messages), strict=True
     )
+    told = text_array(types)
+    connection.exec_driver_sql(
+        _INSERT,
+        (
+            uuid_array(ids),
+            told,
+            text_array(keys),
+            told,
+            bytea_array(payloads),
+            text_array(topics),
+            text_array(sources),
+            text_array(traceparents),
+            text_array(content_types),
+        ),
+    )
+
+
+def _columns(one: Message) -> tuple[uuid.UUID, str, str, str, bytes, str, str, str | None, str]:
+    """As the statements name them. EventRouter wants aggregatetype; routing is by ``topic``."""
+    return one.id, one.type, one.key, one.type, one.payload, one.topic, one.source, one.traceparent, one.content_type
 
 
 def _encode(event: Event, type: str, codec: Codec | None) -> bytes:

@@ -1,6 +1,26 @@
 """One saga in reading order, from the POST to COMPLETED, through everything it passes on the way."""
 
+from collections.abc import Iterator
+
+import pytest
+from sqlalchemy import Engine, create_engine
+
+from participant import outbox
+from participant.definitions import Definition, saga_input
+from participant.definitions import Step as TypedStep
+from participant.sagas import NewSaga, Step, start_many
+from participant.settings import sqlalchemy_url
+from schemas import WrongShape
 from tests.platform import Platform, steps
+
+
+@pytest.fixture
+def ledger(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
+    """The services' database, as a service of one's own has it."""
+    monkeypatch.setenv("SCHEMA_REGISTRY_URL", platform.endpoints["SCHEMA_REGISTRY_URL"])
+    engine = create_engine(sqlalchemy_url(platform.endpoints["DATABASE_URL"] + "_ledger"))
+    yield engine
+    engine.dispose()
 
 
 def test_a_saga_from_post_to_completed(platform: Platform) -> None:
@@ -116,3 +136,44 @@ def test_a_step_that_nobody_answers_times_out_and_is_undone_when_the_service_is_
     assert saga["state"] == "FAILED"
     entries = platform.entries([saga["saga_id"]])[saga["saga_id"]]
     assert entries["s0", "ACTION"] == entries["s0", "COMPENSATION"] == 1
+
+
+def test_many_sagas_start_with_one_statement_if_and_only_if_their_transaction_commits(
+    platform: Platform, ledger: Engine
+) -> None:
+    new = [
+        NewSaga(
+            f"import-{i % 2}",
+            [Step("alpha", {"n": i}, name="s0", command="enter"), Step("beta", name="s1", command="enter")],
+        )
+        for i in range(30)
+    ]
+    typed = Definition("typed", "1", [TypedStep("s0", service="gamma", payload={"n": saga_input.n}, command="enter")])
+    with ledger.connect() as connection:
+        lost = start_many(connection, [NewSaga("lost", [Step("alpha", name="s0", command="enter")]) for _ in range(3)])
+        connection.rollback()
+        started = start_many(connection, new)
+        started += typed.start_many(connection, [{"n": 1}, {"n": 2}])
+        connection.commit()
+    assert started[:30] == [one.saga_id for one in new]
+    assert set(platform.wait_all(map(str, started)).values()) == {"COMPLETED"}
+    sagas = [platform.wait(str(id)) for id in started]
+    assert [saga["name"] for saga in sagas[:2]] == ["import-0", "import-1"]
+    assert [saga["input"] for saga in sagas[-2:]] == [{"n": 1}, {"n": 2}]
+    for id in lost:
+        assert platform.http.get(f"/sagas/{id}").status_code == 404
+    assert not any(platform.entries([str(id) for id in lost]).values())
+
+
+def test_of_many_events_none_is_written_when_one_cannot_be(platform: Platform, ledger: Engine) -> None:
+    def event(**changes: str) -> outbox.Message:
+        return outbox.message(b"{}", **{"type": "x", "topic": "many.events", "key": "k"} | changes)  # type: ignore[arg-type]
+
+    with ledger.begin() as connection:
+        with pytest.raises(WrongShape, match="'a b' is no Kafka topic name"):
+            outbox.publish_many(connection, [event(), event(topic="a b")])
+        outbox.publish_many(connection, [event(key="1"), event(key="2")])
+    rows = platform.query(
+        "fluxora_ledger", "SELECT aggregateid FROM fluxora.outbox WHERE topic = 'many.events' ORDER BY id"
+    )
+    assert rows == [("1",), ("2",)]
