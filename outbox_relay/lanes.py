@@ -1,4 +1,7 @@
-"""Calls side by side, each in the lane of its service, so that one that hangs holds up no other."""
+"""Calls side by side, each in the lane of its service, so that one that hangs holds up no other.
+
+A service has two lanes: ``relay._lane`` says why.
+"""
 
 import asyncio
 from collections import deque

@@ -32,7 +32,7 @@ from outbox_relay.command import HttpCommand
 from outbox_relay.directory import Directory, DirectoryUnavailable, UnknownService
 from outbox_relay.intake import Intake, Taken
 from outbox_relay.lanes import Lanes, Overloaded
-from outbox_relay.outcome import Called, NotSent, Verdict, judge
+from outbox_relay.outcome import Called, NotSent, Operation, Verdict, judge
 from outbox_relay.replies import Replies
 from outbox_relay.settings import RelaySettings
 from participant.crashpoint import crash_at
@@ -239,6 +239,12 @@ class Relay:
 
 
 def _lane(command: HttpCommand) -> str:
-    """What a call shares its fate with: the service by its name, or the address that the request gives."""
+    """What a call shares its fate with: the service by its name, or the address that the request gives.
+
+    What was decided (commits, compensations) does not wait behind what asks: others wait for it, perhaps for what it
+    lets go of. It follows upon an answer, or upon the end of the time to answer, so it overtakes nothing that it needs.
+    An abort may come while its prepare still waits here, and stays behind it.
+    """
     url = command.endpoint if is_absolute(command.endpoint) else command.service_url
-    return command.service_name if url is None else "/".join(url.split("/", 3)[:3])
+    service = command.service_name if url is None else "/".join(url.split("/", 3)[:3])
+    return f"{service} (decided)" if command.operation in (Operation.COMMIT, Operation.COMPENSATION) else service

@@ -171,7 +171,12 @@ class RelaySettings(DirectorySettings):
     )
     dns_ttl_s: float = Field(default=5.0, ge=0, le=3600, description="Checked addresses of a name are used so long.")
 
-    service_concurrency: int = Field(default=64, ge=1, le=10_000, description="Calls to one service at once.")
+    service_concurrency: int = Field(
+        default=64,
+        ge=1,
+        le=10_000,
+        description="Calls to one service at once, and as many commits and compensations beside them.",
+    )
     concurrency: int = Field(default=512, ge=2, le=20_000, description="Calls at once.")
     address_opening: int = Field(
         default=16,

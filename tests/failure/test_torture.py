@@ -1,8 +1,7 @@
-"""``make torture`` in short: the whole platform under load, everything killed by a seeded schedule, judged.
+"""``make torture``: the whole platform under load, everything killed by a seeded schedule, judged.
 
 It has a stack of its own, because it kills all of it and judges all that is in it. FLUXORA_TEST_TORTURE_SECONDS says
-how long load and faults go on (300 is the long form), FLUXORA_TEST_SEED which faults in which order; `make torture`
-draws a fresh one.
+how long load and faults go on, FLUXORA_TEST_SEED which faults in which order; `make torture` draws a fresh one.
 """
 
 import json
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-SECONDS = float(os.environ.get("FLUXORA_TEST_TORTURE_SECONDS", "90"))
+SECONDS = float(os.environ.get("FLUXORA_TEST_TORTURE_SECONDS", "300"))
 #: Starting the stack, settling, the calm wave, judging.
 AROUND = 600
 

@@ -332,6 +332,23 @@ def test_a_service_that_hangs_holds_up_no_other(relay: Running, service: Callabl
     relay.await_lag(0)
 
 
+def test_a_service_whose_prepares_hang_is_told_what_was_decided(relay: Running, service: Callable[[], Service]) -> None:
+    payments = service()
+    relay.start(SERVICE_REGISTRY_URL=payments.url, FLUXORA_RELAY_SERVICE_CONCURRENCY="4")
+    hanging = [relay.send(id, operation="PREPARE", endpoint="/hang", timeout_ms=120_000) for id in ids(20)]
+    payments.await_calls(4)
+    aborted = relay.send(ids(1)[0], operation="ABORT")
+    decided = [relay.send(id, operation=what) for id in ids(4) for what in ("COMMIT", "COMPENSATION")]
+    found = relay.replies(*decided)
+    assert {replies[0]["outcome"] for replies in found.values()} == {"DONE"}
+    # Of the prepares no more were begun, and the abort waits behind them.
+    assert [path for _, path, _, _ in payments.calls].count("/hang") == 4
+    assert not any(headers["Fluxora-Operation"] == "ABORT" for _, _, headers, _ in payments.calls)
+    payments.release.set()
+    relay.replies(*hanging, aborted)
+    relay.await_lag(0)
+
+
 @pytest.mark.parametrize("point", ["relay.after_call", "relay.after_reply"])
 def test_a_relay_killed_at(point: str, relay: Running, service: Callable[[], Service], tmp_path: Path) -> None:
     payments = service()
