@@ -58,7 +58,7 @@ SECOND = Counter("fluxora_relay_second_copies_total", "Commands passed over beca
 DEAD = Counter("fluxora_relay_dead_lettered_total", "Commands put into the dead letter topic")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Taken:
     """A command and where it came from."""
 
@@ -70,9 +70,11 @@ class Taken:
     again: bool = False
     #: Why it must not be called though it has not expired.
     withheld: str | None = None
+    #: What was decided upon it has come before its turn: it is passed over.
+    over: bool = False
 
     def done(self) -> None:
-        """It has been answered, and the answer is durable."""
+        """It has been answered, and the answer is durable; or it needs none."""
         self.window.done(self.offset, self.command.command_id)
 
 

@@ -1,6 +1,6 @@
 """Calls side by side, each in the lane of its service, so that one that hangs holds up no other.
 
-A service has two lanes: ``relay._lane`` says why.
+A service has two lanes, one for what asks and one for what was decided (``relay._lane``).
 """
 
 import asyncio

@@ -32,8 +32,8 @@ class Operation(StrEnum):
 
 #: Operations of sagas; the others are those of two-phase commit.
 SAGA = (Operation.ACTION, Operation.COMPENSATION)
-#: Operations that have something to be undone; the others are repeated until they are done.
-_FIRST = (Operation.ACTION, Operation.PREPARE)
+#: Operations that have something to be undone; the others are decided, and repeated until they are done.
+ASKS = (Operation.ACTION, Operation.PREPARE)
 #: What the others also take for done: nobody reads an answer's body here. 202 says that it is not done yet.
 _SUCCESS = (201, 204)
 
@@ -96,7 +96,7 @@ def judge(operation: Operation, called: Called, *, again: bool = False) -> Verdi
             done: a service that answered 200 to the first call may refuse, or not be reached by, the second.
     """
     verdict = _judge(operation, called)
-    if again and verdict.outcome in (Outcome.REFUSED, Outcome.FAILED) and operation in _FIRST:
+    if again and verdict.outcome in (Outcome.REFUSED, Outcome.FAILED) and operation in ASKS:
         return Verdict(Outcome.UNKNOWN, f"{verdict.reason} (a relay before this one may have called)")
     return verdict
 
@@ -110,7 +110,7 @@ def _judge(operation: Operation, called: Called) -> Verdict:
         return Verdict(Outcome.UNKNOWN, printable(called.reason))
     if called.status == 200:
         return _result(called) if operation is Operation.ACTION else Verdict(Outcome.DONE)
-    if called.status in _SUCCESS and operation not in _FIRST:
+    if called.status in _SUCCESS and operation not in ASKS:
         return Verdict(Outcome.DONE)
     return Verdict(_outcome(operation, called.status), _reason(called))
 

@@ -26,13 +26,14 @@ import structlog
 from prometheus_client import Counter, Gauge, Histogram
 
 from outbox_relay.addresses import Address, AddressRefused, Resolver, check_service_url, check_url, is_absolute
+from outbox_relay.asks import Asks
 from outbox_relay.attempt import Caller
 from outbox_relay.clock import BrokerClock
 from outbox_relay.command import HttpCommand
 from outbox_relay.directory import Directory, DirectoryUnavailable, UnknownService
-from outbox_relay.intake import Intake, Taken
+from outbox_relay.intake import SECOND, Intake, Taken
 from outbox_relay.lanes import Lanes, Overloaded
-from outbox_relay.outcome import Called, NotSent, Operation, Verdict, judge
+from outbox_relay.outcome import ASKS, Called, NotSent, Verdict, judge
 from outbox_relay.replies import Replies
 from outbox_relay.settings import RelaySettings
 from participant.crashpoint import crash_at
@@ -72,6 +73,7 @@ class Relay:
         self._clock = BrokerClock()
         self._replies = Replies(settings.kafka_bootstrap_servers, settings.reply_timeout_s, self._clock, self._fail)
         self._lanes: Lanes[Taken] = Lanes(settings.lane_limits, self._handle)
+        self._asks = Asks()
         self._answering: set[asyncio.Task[None]] = set()
         self._failure: asyncio.Future[None] = self._lanes.failure
         self._labels: set[str] = set()
@@ -133,10 +135,13 @@ class Relay:
     def _take(self, batch: Sequence[Taken], handed: threading.Event) -> None:
         if not batch:
             self._lanes.drop(lambda taken: taken.window.revoked)
+            self._asks.forget_revoked()
         for taken in batch:
+            self._asks.take(taken)
             try:
                 self._lanes.submit(_lane(taken.command), taken, taken.size)
             except Overloaded as error:
+                self._asks.begin(taken)
                 OVERLOADED.inc()
                 task = self._loop.create_task(self._answer(taken, NotSent(str(error))))
                 self._answering.add(task)
@@ -162,7 +167,12 @@ class Relay:
 
     async def _handle(self, taken: Taken) -> None:
         """Call and answer. Whatever it raises ends the process."""
+        self._asks.begin(taken)
         if taken.window.revoked:
+            return
+        if taken.over:
+            SECOND.labels("decision").inc()
+            taken.done()
             return
         crash_at("relay.before_call")
         began = time.monotonic()
@@ -241,10 +251,9 @@ class Relay:
 def _lane(command: HttpCommand) -> str:
     """What a call shares its fate with: the service by its name, or the address that the request gives.
 
-    What was decided (commits, compensations) does not wait behind what asks: others wait for it, perhaps for what it
-    lets go of. It follows upon an answer, or upon the end of the time to answer, so it overtakes nothing that it needs.
-    An abort may come while its prepare still waits here, and stays behind it.
+    What was decided (compensations, commits, aborts) does not wait behind what asks: others wait for it, and for what
+    it lets go of. What it overtakes is over (``outbox_relay.asks``).
     """
     url = command.endpoint if is_absolute(command.endpoint) else command.service_url
     service = command.service_name if url is None else "/".join(url.split("/", 3)[:3])
-    return f"{service} (decided)" if command.operation in (Operation.COMMIT, Operation.COMPENSATION) else service
+    return service if command.operation in ASKS else f"{service} (decided)"

@@ -175,7 +175,7 @@ class RelaySettings(DirectorySettings):
         default=64,
         ge=1,
         le=10_000,
-        description="Calls to one service at once, and as many commits and compensations beside them.",
+        description="Calls to one service at once, and as many of what was decided beside them.",
     )
     concurrency: int = Field(default=512, ge=2, le=20_000, description="Calls at once.")
     address_opening: int = Field(
@@ -185,7 +185,9 @@ class RelaySettings(DirectorySettings):
         description="Connections to one address being opened at once: more overflow the queue of a service that "
         "accepts slowly, and the calls are lost or late. The others wait for their turn within their own time.",
     )
-    service_waiting: int = Field(default=1_000, ge=0, le=1_000_000, description="Commands waiting for one service.")
+    service_waiting: int = Field(
+        default=1_000, ge=0, le=1_000_000, description="Commands waiting in one of a service's two lanes."
+    )
     service_waiting_bytes: int = Field(default=8 << 20, ge=0, le=1 << 30, description="The same in bytes.")
     waiting: int = Field(default=20_000, ge=0, le=1_000_000, description="Commands waiting in all.")
     waiting_bytes: int = Field(default=64 << 20, ge=0, le=4 << 30, description="The same in bytes.")

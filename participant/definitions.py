@@ -18,7 +18,7 @@ immutable. What is wrong raises :class:`InvalidSaga` at once, with the step's na
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, NoReturn, Protocol
 from uuid import UUID
@@ -323,15 +323,16 @@ class Definition:
         )
 
     def start_many(
-        self, session: Session | Connection, inputs: Sequence[Any], *, traceparent: str | None = None
+        self, session: Session | Connection, inputs: Iterable[Any], *, traceparent: str | None = None
     ) -> list[UUID]:
-        """As ``start``, one for each of ``inputs``, with one statement for all; returns their ids in order."""
+        """As ``start``, one for each of ``inputs``, with one statement for all; returns their ids in order.
+
+        For ids of your own: ``participant.sagas.start_many``.
+        """
+        steps, new = self.compiled(), []
         for input in inputs:
             self.check_input(input)
-        steps = self.compiled()
-        return sagas.start_many(
-            session,
-            [
+            new.append(
                 sagas.NewSaga(
                     self.name,
                     steps,
@@ -340,9 +341,8 @@ class Definition:
                     version=self.version,
                     input=input,
                 )
-                for input in inputs
-            ],
-        )
+            )
+        return sagas.start_many(session, new)
 
     def check_input(self, input: Any) -> None:
         """Raise InvalidInput, naming step and value, if a payload refers to something that ``input`` has not."""

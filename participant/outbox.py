@@ -142,7 +142,7 @@ def message(
         id: give the same one to publish the same event again; a UUIDv7 by default.
 
     Raises:
-        WrongShape: the event does not fit its schema.
+        WrongShape: type, topic or key are missing, or the event does not fit its schema.
         InvalidSchema: its type has the name of another one.
         RegistryUnavailable: the schema's id is not cached yet and the registry does not answer, or does not have it
             (``register`` at the service's start sees to both).
@@ -158,7 +158,7 @@ def message(
         payload, name = _encode(event, type, codec), type
     else:
         raise WrongShape(
-            "publish needs a type, a topic and a key: give an instance of a class declared with @event_type, or "
+            "an event needs a type, a topic and a key: give an instance of a class declared with @event_type, or "
             "type=EventType…, or all three"
         )
     handled = current()

@@ -3,7 +3,7 @@
 ``start`` and ``start_many`` join the caller's transaction: the sagas exist if, and only if, that transaction commits.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
@@ -178,13 +178,14 @@ def start(
     return start_many(session, [new])[0]
 
 
-def start_many(session: Session | Connection, sagas: Sequence[NewSaga]) -> list[UUID]:
+def start_many(session: Session | Connection, sagas: Iterable[NewSaga]) -> list[UUID]:
     """Start sagas as ``start`` does, with one statement for all; returns their ids in order.
 
     When it raises, nothing was written.
     """
-    outbox.publish_many(session, [_message(new) for new in sagas])
-    return [new.saga_id for new in sagas]
+    whole = list(sagas)
+    outbox.publish_many(session, [_message(new) for new in whole])
+    return [new.saga_id for new in whole]
 
 
 def _message(new: NewSaga) -> outbox.Message:

@@ -45,4 +45,5 @@ class Statement:
                 psycopg.Error,
                 connection_invalidated=lost,
                 dialect=connection.dialect,
+                hide_parameters=connection.engine.hide_parameters,
             ) from error

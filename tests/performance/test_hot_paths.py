@@ -1,7 +1,7 @@
 """The hot paths have not become slower: their CPU time, as a ratio to a plain piece of work in the same process.
 
 A time would tell the machine; a ratio tells the code. Work and reference alternate, and of each the least time of
-several counts: whatever else the machine does can only add to it. When a change is worth its cost, say so in the commit
+several counts: whatever else the machine does can only add to it. While that is too much, it is measured on for a while. When a change is worth its cost, say so in the commit
 and put the new ratio here; when one makes a path cheaper, put it here too, or the next regression hides behind it.
 """
 
@@ -20,6 +20,8 @@ RATIOS = {"fold": 17.0, "participant": 0.9, "publish": 1.1}
 HEADROOM = 1.4
 #: Short pieces of work, of some milliseconds, and many: one of them will have been left alone.
 ROUNDS = 40
+#: Seconds that it may take until one has been.
+PATIENCE_S = 30.0
 SAGAS = 20
 REFERENCES = 200
 COMMANDS = 200
@@ -35,16 +37,6 @@ def _no_garbage_collection() -> Iterator[None]:
     gc.enable()
 
 
-def ratio(work: Callable[[], float]) -> float:
-    """The least seconds of ``work`` to the least seconds of one piece of reference work."""
-    reference = Reference()
-    least_reference, least_work = float("inf"), float("inf")
-    for _ in range(ROUNDS):
-        least_reference = min(least_reference, timed(lambda: reference.run(REFERENCES)) / REFERENCES)
-        least_work = min(least_work, work())
-    return least_work / least_reference
-
-
 def timed(work: Callable[[], object]) -> float:
     """CPU seconds of this thread."""
     began = time.thread_time()
@@ -52,8 +44,16 @@ def timed(work: Callable[[], object]) -> float:
     return time.thread_time() - began
 
 
-def check(path: str, measured: float) -> None:
+def check(path: str, work: Callable[[], float]) -> None:
+    """Compare the least seconds of ``work`` with the least seconds of one piece of reference work."""
     limit = RATIOS[path] * HEADROOM
+    reference, give_up = Reference(), time.monotonic() + PATIENCE_S
+    least_reference, least_work, rounds = float("inf"), float("inf"), 0
+    while rounds < ROUNDS or (least_work / least_reference > limit and time.monotonic() < give_up):
+        least_reference = min(least_reference, timed(lambda: reference.run(REFERENCES)) / REFERENCES)
+        least_work = min(least_work, work())
+        rounds += 1
+    measured = least_work / least_reference
     sys.stdout.write(f"{path}: {measured:.2f}\n")
     assert measured <= limit, (
         f"{path} costs {measured:.2f} pieces of reference work; it was {RATIOS[path]}, {limit:.2f} may be"
@@ -75,14 +75,14 @@ def test_processor_folds_a_saga_as_cheaply_as_before() -> None:
         assert folded == 4 * SAGAS  # the start and three replies: all of them ran to their end
         return spent / SAGAS
 
-    check("fold", ratio(sagas))
+    check("fold", sagas)
 
 
 def test_participant_decodes_and_answers_a_command_as_cheaply_as_before() -> None:
     participant = Participant()
-    check("participant", ratio(lambda: timed(lambda: participant.run(COMMANDS)) / COMMANDS))
+    check("participant", lambda: timed(lambda: participant.run(COMMANDS)) / COMMANDS)
 
 
 def test_publish_encodes_an_event_as_cheaply_as_before() -> None:
     publish = Publish()
-    check("publish", ratio(lambda: timed(lambda: publish.run(EVENTS)) / EVENTS))
+    check("publish", lambda: timed(lambda: publish.run(EVENTS)) / EVENTS)

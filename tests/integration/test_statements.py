@@ -1,0 +1,64 @@
+"""The library's own statements on a real PostgreSQL: what SQLAlchemy's execution would do besides running them."""
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from participant.inbox import claim
+from participant.local_transaction import is_infrastructure
+from participant.statements import Statement
+from tests.integration.fix_participant import addresses, database_url, engine, migrated_url
+
+__all__ = ["addresses", "database_url", "engine", "migrated_url"]  # fixtures
+
+_WRITE = Statement("INSERT INTO fluxora.inbox (command_id) VALUES (%(id)s)")
+_END = Statement("SELECT pg_terminate_backend(pg_backend_pid())")
+
+
+def ids(engine: Engine) -> list[str]:
+    with engine.begin() as connection:
+        return list(connection.scalars(text("SELECT command_id FROM fluxora.inbox ORDER BY 1")))
+
+
+def test_a_transaction_that_a_statement_begins_is_committed_and_rolled_back_as_any_other(engine: Engine) -> None:
+    with engine.connect() as connection:
+        _WRITE(connection, id="a")
+        connection.commit()
+        _WRITE(connection, id="b")
+        connection.rollback()
+        with connection.begin():
+            _WRITE(connection, id="c")
+            savepoint = connection.begin_nested()
+            _WRITE(connection, id="d")
+            savepoint.rollback()
+    assert ids(engine) == ["a", "c"]
+
+
+def test_an_error_has_its_kind_and_a_savepoint_outlives_it(engine: Engine) -> None:
+    with engine.begin() as connection:
+        _WRITE(connection, id="a")
+        with pytest.raises(IntegrityError, match="inbox_pkey") as told, connection.begin_nested():
+            _WRITE(connection, id="a")
+        assert not is_infrastructure(told.value)
+        _WRITE(connection, id="b")
+    assert ids(engine) == ["a", "b"]
+
+
+def test_a_connection_that_is_lost_is_the_databases_fault_and_replaced(engine: Engine) -> None:
+    with engine.connect() as connection:
+        _WRITE(connection, id="a")
+        with pytest.raises(OperationalError) as told:
+            _END(connection)
+        assert connection.invalidated
+    assert told.value.connection_invalidated
+    assert is_infrastructure(told.value)
+    assert ids(engine) == []
+
+
+def test_of_two_copies_the_first_is_claimed_once(engine: Engine) -> None:
+    with engine.begin() as connection:
+        assert claim(connection, [1, 2, 3], ["a", "b", "a"]) == [1, 2]
+    with engine.begin() as connection:
+        assert claim(connection, [4, 5], ["b", 'c"\\,{}']) == [5]
+        assert claim(connection, [], []) == []
+    assert ids(engine) == ["a", "b", 'c"\\,{}']
