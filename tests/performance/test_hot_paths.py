@@ -1,8 +1,9 @@
 """The hot paths have not become slower: their CPU time, as a ratio to a plain piece of work in the same process.
 
 A time would tell the machine; a ratio tells the code. Work and reference alternate, and of each the least time of
-several counts: whatever else the machine does can only add to it. While that is too much, it is measured on for a while. When a change is worth its cost, say so in the commit
-and put the new ratio here; when one makes a path cheaper, put it here too, or the next regression hides behind it.
+several counts: whatever else the machine does can only add to it. While the ratio is too high it is measured on, for a
+while. When a change is worth its cost, say so in the commit and put the new ratio here; when one makes a path cheaper,
+put it here too, or the next regression hides behind it.
 """
 
 import gc
