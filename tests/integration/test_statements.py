@@ -15,6 +15,12 @@ _WRITE = Statement("INSERT INTO fluxora.inbox (command_id) VALUES (%(id)s)")
 _END = Statement("SELECT pg_terminate_backend(pg_backend_pid())")
 
 
+@pytest.fixture(autouse=True)
+def _no_rows_of_other_tests(engine: Engine) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("DELETE FROM fluxora.inbox"))
+
+
 def ids(engine: Engine) -> list[str]:
     with engine.begin() as connection:
         return list(connection.scalars(text("SELECT command_id FROM fluxora.inbox ORDER BY 1")))
