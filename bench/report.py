@@ -232,7 +232,7 @@ def _idle(lines: list[Result]) -> str:
     one = select(lines, "idle")[-1]
     used = {name: value for name, value in one["percent_of_a_core_by_process"].items() if value >= 0.1}
     rest = one["percent_of_a_core"] - sum(used.values())
-    rows = [("all", float(one["percent_of_a_core"])), *used.items(), ("all others", round(rest, 2))]
+    rows = [("all", float(one["percent_of_a_core"])), *used.items(), ("all others", max(0.0, round(rest, 2)))]
     return table(("process, doing nothing", "% of one core"), rows)
 
 
