@@ -60,9 +60,8 @@ class FromOutbox:
     def in_one(self, numbers: Sequence[int], fail_every: int = 0) -> list[str]:
         """Start those of these numbers in one transaction."""
         with self.engine.begin() as connection:
-            return list(
-                map(str, start_many(connection, [NewSaga("order", _steps(refused(i, fail_every))) for i in numbers]))
-            )
+            new = [NewSaga("order", _steps(refused(i, fail_every))) for i in numbers]
+            return [str(id) for id in start_many(connection, new)]
 
 
 class OverRest:

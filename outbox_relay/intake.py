@@ -54,7 +54,9 @@ _CLOCKS_S = 5.0
 #: Seconds for which what the log says is kept; it is read again if need be.
 _KEEP_S = 60.0
 
-SECOND = Counter("fluxora_relay_second_copies_total", "Commands passed over because another copy was answered", ["by"])
+SECOND = Counter(
+    "fluxora_relay_second_copies_total", "Commands passed over: another copy was answered, or decided upon", ["by"]
+)
 DEAD = Counter("fluxora_relay_dead_lettered_total", "Commands put into the dead letter topic")
 
 

@@ -19,7 +19,7 @@ import hashlib
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Literal, NoReturn, Protocol
 from uuid import UUID
 
@@ -310,17 +310,8 @@ class Definition:
         Raises:
             InvalidInput: a payload refers to something that ``input`` has not.
         """
-        self.check_input(input)
-        return sagas.start(
-            session,
-            self.name,
-            self.compiled(),
-            saga_id=saga_id,
-            timeout_seconds=self.timeout_seconds,
-            traceparent=traceparent,
-            version=self.version,
-            input=input,
-        )
+        new = self._new(self.compiled(), input, traceparent)
+        return sagas.start_many(session, [new if saga_id is None else replace(new, saga_id=saga_id)])[0]
 
     def start_many(
         self, session: Session | Connection, inputs: Iterable[Any], *, traceparent: str | None = None
@@ -329,20 +320,19 @@ class Definition:
 
         For ids of your own: ``participant.sagas.start_many``.
         """
-        steps, new = self.compiled(), []
-        for input in inputs:
-            self.check_input(input)
-            new.append(
-                sagas.NewSaga(
-                    self.name,
-                    steps,
-                    timeout_seconds=self.timeout_seconds,
-                    traceparent=traceparent,
-                    version=self.version,
-                    input=input,
-                )
-            )
-        return sagas.start_many(session, new)
+        steps = self.compiled()
+        return sagas.start_many(session, [self._new(steps, input, traceparent) for input in inputs])
+
+    def _new(self, steps: Sequence[sagas.Step], input: Any, traceparent: str | None) -> sagas.NewSaga:
+        self.check_input(input)
+        return sagas.NewSaga(
+            self.name,
+            steps,
+            timeout_seconds=self.timeout_seconds,
+            traceparent=traceparent,
+            version=self.version,
+            input=input,
+        )
 
     def check_input(self, input: Any) -> None:
         """Raise InvalidInput, naming step and value, if a payload refers to something that ``input`` has not."""

@@ -10,7 +10,7 @@ import dataclasses
 import os
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -215,29 +215,28 @@ def publish_many(session_or_connection: Session | Connection, messages: Sequence
     if len(messages) == 1:
         connection.exec_driver_sql(INSERT_ONE, _columns(messages[0]))
         return
-    ids, types, keys, _, payloads, topics, sources, traceparents, content_types = zip(
-        *map(_columns, messages), strict=True
-    )
-    told = text_array(types)
-    connection.exec_driver_sql(
-        _INSERT,
-        (
-            uuid_array(ids),
-            told,
-            text_array(keys),
-            told,
-            bytea_array(payloads),
-            text_array(topics),
-            text_array(sources),
-            text_array(traceparents),
-            text_array(content_types),
-        ),
-    )
+    columns = zip(*map(_columns, messages), strict=True)
+    arrays = tuple(array(column) for array, column in zip(_ARRAYS, columns, strict=True))
+    connection.exec_driver_sql(_INSERT, arrays)
 
 
 def _columns(one: Message) -> tuple[uuid.UUID, str, str, str, bytes, str, str, str | None, str]:
     """As the statements name them. EventRouter wants aggregatetype; routing is by ``topic``."""
     return one.id, one.type, one.key, one.type, one.payload, one.topic, one.source, one.traceparent, one.content_type
+
+
+#: What makes an array of each of the columns.
+_ARRAYS: tuple[Callable[[Iterable[Any]], str], ...] = (
+    uuid_array,
+    text_array,
+    text_array,
+    text_array,
+    bytea_array,
+    text_array,
+    text_array,
+    text_array,
+    text_array,
+)
 
 
 def _encode(event: Event, type: str, codec: Codec | None) -> bytes:

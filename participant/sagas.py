@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 from uuid import UUID
 
-import uuid_utils
 from sqlalchemy import Connection
 from sqlalchemy.orm import Session
+from uuid_utils.compat import uuid7
 
 from participant import outbox
 from participant.json_text import dumps
@@ -134,17 +134,13 @@ def started(
     }
 
 
-def _new_id() -> UUID:
-    return UUID(bytes=uuid_utils.uuid7().bytes)
-
-
 @dataclass(frozen=True, slots=True)
 class NewSaga:
     """A saga to be started."""
 
     name: str
     steps: Sequence[Step | Mapping[str, Any]]
-    saga_id: UUID = field(default_factory=_new_id)
+    saga_id: UUID = field(default_factory=uuid7)
     #: Of the whole saga; ``None`` = no limit.
     timeout_seconds: float | None = None
     #: W3C Trace Context.
@@ -174,7 +170,7 @@ def start(
         schemas.WrongShape: a step is not of the record's form.
         schemas.RegistryUnavailable: this is the first event of the process and the registry does not answer.
     """
-    new = NewSaga(name, steps, saga_id or _new_id(), timeout_seconds, traceparent, version, input)
+    new = NewSaga(name, steps, saga_id or uuid7(), timeout_seconds, traceparent, version, input)
     return start_many(session, [new])[0]
 
 
