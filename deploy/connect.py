@@ -8,6 +8,10 @@ from deploy.parts import Part, RunCommand
 from deploy.processes import write_atomically
 from deploy.readiness import http_answers
 from deploy.settings import StackSettings
+from deploy.timer_slack import with_timer_slack
+
+#: So that Debezium does not spin (``deploy.timer_slack``): more than the millisecond that it would spin for.
+TIMER_SLACK_NS = 1_500_000
 
 
 def local_url(settings: StackSettings) -> str:
@@ -39,7 +43,7 @@ def connect_part(settings: StackSettings, bootstrap: str, requires: tuple[str, .
         ports={"FLUXORA_CONNECT_PORT": settings.connect_port},
         directory=home,
     )
-    return with_archive(part, settings)
+    return with_timer_slack(with_archive(part, settings), TIMER_SLACK_NS)
 
 
 def _worker(settings: StackSettings, bootstrap: str) -> dict[str, object]:

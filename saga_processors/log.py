@@ -158,6 +158,8 @@ class Publisher:
                 # What Java producers, and so Debezium, use: a key has one partition whoever writes it.
                 "partitioner": "murmur2_random",
                 "queue.buffering.max.messages": 1_000_000,
+                # Nothing is called for what is acknowledged; ``flush`` says when all of it is.
+                "delivery.report.only.error": True,
             }
         )
         self._failed: list[str] = []
