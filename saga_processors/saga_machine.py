@@ -180,7 +180,7 @@ class _Run:
         if step.state is StepState.PENDING or (reply.attempt > step.attempt and step.state is expected):
             return Verdict.REJECTED, f"{reply.operation} {reply.attempt} of {reply.step!r} was never asked for"
         if step.state is StepState.EXECUTED and step.timeout_at is not None and reply.attempt == step.attempt:
-            # Of a skipped action: the attempt is over, so it may be undone.
+            # Of an action that is settled already: its last attempt is over too, so it may be undone.
             self.steps[i] = step._replace(timeout_at=None)
             return None
         if self.ran_late(i, reply):
@@ -205,7 +205,8 @@ class _Run:
             else:
                 return Verdict.IGNORED, f"attempt {reply.attempt} is over"
         elif reply.outcome is Outcome.DONE:
-            self.executed(i, reply.result)
+            # Without a barrier a later attempt, if one is under way, must not come after the undoing.
+            self.executed(i, reply.result, step.timeout_at if definition.over_http and not under_way else None)
         elif reply.outcome is Outcome.REFUSED and definition.kind is not StepKind.RETRIABLE and settles:
             self.not_executed(i, reply.reason or "refused")
         elif under_way:
@@ -316,8 +317,9 @@ class _Run:
 
     # What an answer, or its absence, means for a step
 
-    def executed(self, i: int, result: str | None) -> None:
-        self.settle(i, StepMove.DONE, None, result=result)
+    def executed(self, i: int, result: str | None, until: int | None) -> None:
+        """``until``: when an attempt that is still under way is over, ms."""
+        self.settle(i, StepMove.DONE, None, result=result, timeout_at=until)
         self.publish(EventType.STEP_EXECUTED, i)
 
     def not_executed(self, i: int, reason: str) -> None:

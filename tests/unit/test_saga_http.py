@@ -217,6 +217,24 @@ def test_a_late_refusal_settles_an_http_step_that_waits_for_its_next_attempt() -
     assert play.sent == ["undo a"], "it may have run"
 
 
+@pytest.mark.parametrize("answered", [True, False], ids=["answered", "by its timeout"])
+def test_a_late_success_goes_on_but_is_not_undone_while_a_later_attempt_is_under_way(answered: bool) -> None:
+    play = Play(saga_of(http_step("a", timeout_ms=1_000), step("b", "a")))
+    play.pass_time()
+    play.pass_time()
+    assert play.sent == ["do a 2"]
+    play.put(reply("a", attempt=1))
+    assert play.sent == ["do b"]
+    play.put(reply("b", Outcome.REFUSED))
+    assert play.states == "COMPENSATING: a=EXECUTED b=FAILED"
+    assert play.sent == [], "the second call of the action may come after that of its compensation"
+    if answered:
+        play.put(reply("a", attempt=2))
+    else:
+        play.pass_time()
+    assert play.sent == ["undo a"]
+
+
 @pytest.mark.parametrize("late", [Outcome.DONE, Outcome.UNKNOWN])
 def test_a_call_that_was_not_reached_and_ran_by_a_second_copy_is_undone_while_the_saga_is(late: Outcome) -> None:
     play = Play(saga_of(http_step("a"), replace(http_step("b", "a"), retry=ONCE)))
