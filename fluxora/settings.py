@@ -3,6 +3,8 @@
 from pydantic import AliasChoices, Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from connectors.debezium import POLL_INTERVAL_MS
+
 
 class CliSettings(BaseSettings):
     """Addresses of the stack. ``make up`` writes them to ``.run/endpoints.env``."""
@@ -38,6 +40,6 @@ class CliSettings(BaseSettings):
         default=-1, ge=-1, le=10, description="Replicas of the topics we create; -1: the broker's default."
     )
     debezium_poll_ms: int = Field(
-        default=10, ge=1, le=1000, description="Debezium's poll.interval.ms: latency against idle CPU."
+        default=POLL_INTERVAL_MS, ge=1, le=1000, description="Debezium's poll.interval.ms: latency against idle CPU."
     )
     wait_s: float = Field(default=60, ge=0, le=3600, description="How long dependencies may take to answer.")
