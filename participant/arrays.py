@@ -6,12 +6,18 @@ escapes element by element, which was a third of a worker's CPU; here only what 
 """
 
 from collections.abc import Iterable
+from datetime import datetime
 from uuid import UUID
 
 
 def text_array(values: Iterable[str | None]) -> str:
     """Return the literal of a ``text[]``; None is NULL. A value must not hold a NUL, as in any PostgreSQL text."""
     return "{" + ",".join(["NULL" if value is None else f'"{_escaped(value)}"' for value in values]) + "}"
+
+
+def plain_array(values: Iterable[int | bool | datetime | None]) -> str:
+    """Return the literal of an array of numbers, booleans or points in time, whose texts need no quotes."""
+    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
 
 
 def uuid_array(values: Iterable[UUID]) -> str:

@@ -16,7 +16,7 @@ import structlog
 from psycopg.rows import TupleRow
 from psycopg.types.json import set_json_loads
 
-from participant.arrays import text_array
+from participant.arrays import plain_array, text_array
 from participant.settings import CONNECT
 from saga_processors.codec import machine_from_json, name_of, progress_to_json, services_of
 from saga_processors.machine import Verdict
@@ -259,10 +259,10 @@ class Store:
                 "v (partition, expected, next, published) "
                 "WHERE p.partition = v.partition AND p.next_offset = v.expected",
                 (
-                    list(moves),
-                    [position.next_offset for position, _ in moves.values()],
-                    [next_offset for _, next_offset in moves.values()],
-                    [position.published_through for position, _ in moves.values()],
+                    plain_array(moves),
+                    plain_array(position.next_offset for position, _ in moves.values()),
+                    plain_array(next_offset for _, next_offset in moves.values()),
+                    plain_array(position.published_through for position, _ in moves.values()),
                 ),
             )
             found = (
@@ -356,8 +356,8 @@ class Store:
             "%s::text[], %s::json[]) v (partition, number, input, outcome, reason, state, effects) "
             'WHERE j.partition = v.partition AND j."offset" = v.number',
             (
-                [row.partition for row in rows],
-                [row.offset for row in rows],
+                plain_array(row.partition for row in rows),
+                plain_array(row.offset for row in rows),
                 text_array(_json(row.input) for row in rows),
                 text_array(row.outcome for row in rows),
                 text_array(row.reason for row in rows),
@@ -377,8 +377,8 @@ class Store:
             "effects, at) SELECT * FROM unnest(%s::smallint[], %s::bigint[], %s::uuid[], %s::text[], %s::json[], "
             "%s::text[], %s::text[], %s::text[], %s::json[], %s::timestamptz[])",
             (
-                [row.partition for row in rows],
-                [row.offset for row in rows],
+                plain_array(row.partition for row in rows),
+                plain_array(row.offset for row in rows),
                 text_array(row.transaction_id for row in rows),
                 text_array(row.input_type for row in rows),
                 text_array(_json(row.input) for row in rows),
@@ -386,7 +386,7 @@ class Store:
                 text_array(row.reason for row in rows),
                 text_array(row.state for row in rows),
                 text_array(_json(row.effects) for row in rows),
-                [row.at for row in rows],
+                plain_array(row.at for row in rows),
             ),
         )
 
@@ -414,15 +414,15 @@ class Store:
                 text_array(name_of(entry.kind, entry.definition or {}) for entry in entries),
                 text_array(_state(entry) for entry in entries),
                 text_array(_services(entry) for entry in entries),
-                [entry.partition for entry in entries],
-                [0 if entry.machine is None else 1 for entry in entries],
+                plain_array(entry.partition for entry in entries),
+                plain_array(0 if entry.machine is None else 1 for entry in entries),
                 text_array(_json(entry.definition) for entry in entries),
                 text_array(_progress(entry) for entry in entries),
-                [_attention(entry) for entry in entries],
-                [entry.parked for entry in entries],
-                [_deadline(entry) for entry in entries],
-                [entry.created_at for entry in entries],
-                [entry.updated_at for entry in entries],
+                plain_array(_attention(entry) for entry in entries),
+                plain_array(entry.parked for entry in entries),
+                plain_array(_deadline(entry) for entry in entries),
+                plain_array(entry.created_at for entry in entries),
+                plain_array(entry.updated_at for entry in entries),
             ),
         )
 
@@ -444,16 +444,16 @@ class Store:
             "WHERE t.id = v.id AND t.partition = v.partition",
             (
                 text_array(batch.changed),
-                [entry.partition for entry in entries],
+                plain_array(entry.partition for entry in entries),
                 # Of one that could not be read nothing but the parking is written.
                 text_array(None if entry.machine is None else entry.machine.state for entry in entries),
-                [folded for _, folded in batch.changed.values()],
+                plain_array(folded for _, folded in batch.changed.values()),
                 text_array(_progress(entry) for entry in entries),
-                [_attention(entry) for entry in entries],
-                [entry.parked for entry in entries],
-                [entry.updated_at for entry in entries],
-                [_deadline(entry) for entry in entries],
-                [id in batch.rearmed for id in batch.changed],
+                plain_array(_attention(entry) for entry in entries),
+                plain_array(entry.parked for entry in entries),
+                plain_array(entry.updated_at for entry in entries),
+                plain_array(_deadline(entry) for entry in entries),
+                plain_array(id in batch.rearmed for id in batch.changed),
                 text_array(_changed_services(entry) for entry in entries),
             ),
         )
