@@ -17,9 +17,9 @@ from participant.tables import PUBLICATION
 PREFIX: Final = "fluxora_"
 #: Prefix of the logical messages that move an idle slot on; they are not captured.
 HEARTBEAT_MESSAGE: Final = "fluxora.heartbeat"
-#: How long Debezium pauses when PostgreSQL has sent nothing, and how long it looks at its empty queue, in milliseconds.
-#: Latency of the first row after a pause, against idle CPU.
-POLL_INTERVAL_MS: Final = 5
+#: How long Debezium pauses when PostgreSQL has sent nothing, and how long it waits at its empty queue, in milliseconds:
+#: latency of the first row after a pause, against CPU at rest (ARCHITECTURE.md says what each such wait may cost).
+POLL_INTERVAL_MS: Final = 10
 #: How often an idle database's slot moves on, so that other databases' write-ahead log can be recycled.
 HEARTBEAT_INTERVAL_MS: Final = 10_000
 

@@ -32,7 +32,9 @@ from schemas import FluxoraError
 #: Clocks of the databases and of the brokers differ by less.
 _CLOCK_SKEW = timedelta(minutes=10)
 #: Of the connector's configuration, what may differ from ours: tuning, and secrets that Connect may hide.
-_TUNING = frozenset({"name", "poll.interval.ms", "heartbeat.interval.ms", "database.password", "database.user"})
+_TUNING = frozenset(
+    {"name", "poll.interval.ms", "max.batch.size", "heartbeat.interval.ms", "database.password", "database.user"}
+)
 #: Rows without payloads, and with them (960 KiB each at most), that a database gives at once.
 _ROWS_AT_ONCE = 2_000
 _PAYLOADS_AT_ONCE = 20

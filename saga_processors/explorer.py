@@ -470,7 +470,7 @@ class _Walk:
         )
 
     def _step_key(self, step: StepProgress) -> _Key:
-        if self.reduce and step.state in _SETTLED:
+        if self.reduce and step.state in _SETTLED and step.timeout_at is None:
             return (step.state, step.result)
         return (_step_facts(step), step.timeout_at is not None, step.retry_at is not None)
 

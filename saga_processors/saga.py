@@ -205,8 +205,8 @@ class StepProgress(NamedTuple):
     in_doubt: bool = False
     #: An operator took the operation under way, or the last one, for done.
     skipped: bool = False
-    #: The attempt under way counts as unanswered from then on, ms. With a skipped action over HTTP it stays until the
-    #: attempt is over: before that it is not undone.
+    #: The attempt under way counts as unanswered from then on, ms. An action over HTTP that was skipped, or has
+    #: succeeded by an earlier attempt, keeps it until the attempt is over: before that it is not undone.
     timeout_at: int | None = None
     #: The next attempt leaves then, ms. At most one of the two is set.
     retry_at: int | None = None

@@ -179,7 +179,12 @@ class _Run:
         expected = StepState.EXECUTING if reply.operation is Operation.ACTION else StepState.COMPENSATING
         if step.state is StepState.PENDING or (reply.attempt > step.attempt and step.state is expected):
             return Verdict.REJECTED, f"{reply.operation} {reply.attempt} of {reply.step!r} was never asked for"
-        if step.state is StepState.EXECUTED and step.timeout_at is not None and reply.attempt == step.attempt:
+        if (
+            step.state is StepState.EXECUTED
+            and step.timeout_at is not None
+            and reply.operation is Operation.ACTION
+            and reply.attempt == step.attempt
+        ):
             # Of an action that is settled already: its last attempt is over too, so it may be undone.
             self.steps[i] = step._replace(timeout_at=None)
             return None
@@ -206,7 +211,8 @@ class _Run:
                 return Verdict.IGNORED, f"attempt {reply.attempt} is over"
         elif reply.outcome is Outcome.DONE:
             # Without a barrier a later attempt, if one is under way, must not come after the undoing.
-            self.executed(i, reply.result, step.timeout_at if definition.over_http and not under_way else None)
+            overtaken = definition.over_http and definition.kind is StepKind.COMPENSATABLE and not under_way
+            self.executed(i, reply.result, step.timeout_at if overtaken else None)
         elif reply.outcome is Outcome.REFUSED and definition.kind is not StepKind.RETRIABLE and settles:
             self.not_executed(i, reply.reason or "refused")
         elif under_way:
@@ -428,6 +434,8 @@ class _Run:
             if all(step.state is StepState.EXECUTED for step in self.steps):
                 self.move(SagaMove.ALL_EXECUTED)
                 self.timeout_at = None
+                # Of attempts that nothing waits for any more.
+                self.steps = [s if s.timeout_at is None else s._replace(timeout_at=None) for s in self.steps]
                 self.publish(EventType.SAGA_COMPLETED)
         if self.state is SagaState.COMPENSATING and not self.any_in(StepState.EXECUTING):
             while self.undo_what_may_be():

@@ -77,7 +77,8 @@ def check_state(saga: Saga) -> None:
         waits = (step.timeout_at is not None) + (step.retry_at is not None)
         if step.state is StepState.EXECUTED and step.timeout_at is not None:
             assert saga.definition.steps[i].over_http, "an attempt that may come after its undoing"
-            assert saga.definition.steps[i].over_http
+            assert step.retry_at is None
+            assert step.skipped or (step.attempt > 1 and kind is StepKind.COMPENSATABLE)
         else:
             assert waits == (step.state in (StepState.EXECUTING, StepState.COMPENSATING))
         if kind is not StepKind.COMPENSATABLE:

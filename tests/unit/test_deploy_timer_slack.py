@@ -14,7 +14,7 @@ LINUX = pytest.mark.skipif(sys.platform != "linux", reason="Linux only")
 
 @LINUX
 def test_the_command_runs_with_the_slack_in_the_same_process() -> None:
-    part = with_timer_slack(Part("sleeper", (("sh", "-c", "cat /proc/$$/timerslack_ns; echo $$"),)), 1_500_000)
+    part = with_timer_slack(Part("sleeper", (("sh", "-c", "cat /proc/self/timerslack_ns; echo $$"),)), 1_500_000)
     [command] = part.commands
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     output, _ = process.communicate(timeout=20)

@@ -99,9 +99,9 @@ def test_after_the_pivot_no_end_is_undone() -> None:
 
 
 def test_what_is_left_out_of_the_walk_changes_no_end() -> None:
-    for definition in (sequence("a", "b"), over_http(sequence("a"))):
-        short = explore(definition, attempts=1)
-        long = explore(definition, attempts=1, reduce=False)
+    for definition, attempts in ((sequence("a", "b"), 1), (over_http(sequence("a")), 1), (over_http(sequence("a")), 2)):
+        short = explore(definition, attempts=attempts)
+        long = explore(definition, attempts=attempts, reduce=False)
         assert short.complete and long.complete
         assert set(short.ends) == set(long.ends)
         assert short.violations == long.violations == ()

@@ -228,11 +228,22 @@ def test_a_late_success_goes_on_but_is_not_undone_while_a_later_attempt_is_under
     play.put(reply("b", Outcome.REFUSED))
     assert play.states == "COMPENSATING: a=EXECUTED b=FAILED"
     assert play.sent == [], "the second call of the action may come after that of its compensation"
+    assert play.put(reply("a", attempt=2, undo=True)).verdict is not Verdict.APPLIED, "nobody has asked for that"
     if answered:
         play.put(reply("a", attempt=2))
     else:
         play.pass_time()
     assert play.sent == ["undo a"]
+
+
+def test_a_saga_that_completes_waits_for_no_attempt() -> None:
+    play = Play(saga_of(http_step("a")))
+    play.pass_time()
+    play.pass_time()
+    assert play.sent == ["do a 2"]
+    play.put(reply("a", attempt=1))
+    assert play.states == "COMPLETED: a=EXECUTED"
+    assert play.saga is not None and play.saga.steps[0].timeout_at is None
 
 
 @pytest.mark.parametrize("late", [Outcome.DONE, Outcome.UNKNOWN])
