@@ -121,7 +121,7 @@ class Stage:
             while done < sagas:
                 self.look_at_the_clock()
                 count = min(_WARM_UP_CHUNK, sagas - done)
-                ids = many.start(count - count // 10, 10) + rest.start(count // 10, 0)
+                ids = many.start(count - count // 4, 10) + rest.start(count // 4, 0)
                 try:
                     self.ends.wait(ids, self.limit_s)
                 except NotEnded as error:

@@ -68,11 +68,14 @@ _T = TypeVar("_T")
 StepKey = tuple[uuid.UUID, str]
 AnyReply = Reply | Answer
 
-_READ_BARRIER = Statement("""
+_READ_BARRIER = Statement(
+    """
     SELECT b.transaction_id, b.step, b.operation, b.outcome, b.result, b.reason
     FROM unnest(CAST(%(transaction_ids)s AS uuid[]), CAST(%(steps)s AS text[])) AS k(transaction_id, step)
     JOIN fluxora.barrier b ON b.transaction_id = k.transaction_id AND b.step = k.step COLLATE "C"
-""")
+    """,
+    keep_plan=False,
+)
 _WRITE_BARRIER = Statement("""
     INSERT INTO fluxora.barrier (transaction_id, step, operation, outcome, result, reason)
     SELECT * FROM unnest(

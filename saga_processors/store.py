@@ -144,7 +144,10 @@ class Store:
             application_name=application_name,
             prepare_threshold=2,
             **CONNECT,
-            options=f"-c idle_in_transaction_session_timeout={int(idle_limit * 1000)} -c search_path={schema}",
+            # Everything here finds its rows by key. A plan that reads whole tables, because they were small when it was
+            # made, would stay until they are analyzed.
+            options=f"-c idle_in_transaction_session_timeout={int(idle_limit * 1000)} -c search_path={schema} "
+            "-c enable_seqscan=off",
         )
         return cls(connection)
 

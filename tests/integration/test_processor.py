@@ -172,6 +172,34 @@ def test_a_second_copy_of_an_input_changes_nothing(platform: Platform, database:
     assert len(sent.ids) == len(set(sent.ids))
 
 
+def test_plans_of_small_tables_are_not_kept_for_large_ones(platform: Platform, database: str) -> None:
+    """Until they are analyzed, they would be read as a whole for every batch."""
+    ids = [new_id() for _ in range(21)]
+
+    def flushed() -> list[Any]:
+        return rows(database, "SELECT seq_tup_read FROM pg_stat_user_tables WHERE relname = 'transactions'")
+
+    async def fold(processor: Processor, numbers: Sequence[int]) -> None:
+        for n in numbers:
+            await processor.handle([saga_started(platform, 2 * n, ids[n])])
+            await processor.handle([replied(platform, 2 * n + 1, ids[n])])
+        await processor._store._connection.execute("SELECT pg_stat_force_next_flush()")
+
+    async def grow(processor: Processor, sent: Sent) -> None:
+        await fold(processor, range(20))
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO transactions SELECT gen_random_uuid(), kind, name, state, services, partition, version, "
+                "definition, progress, false, false, NULL, NULL, now(), now() FROM transactions, "
+                "generate_series(1, 1000)"
+            )
+        before = flushed()
+        await fold(processor, [20])
+        assert flushed() == before
+
+    run(platform, database, grow)
+
+
 def test_inputs_that_were_not_delivered_are_fetched_before_the_next_one(platform: Platform, database: str) -> None:
     producer = Producer(
         {"bootstrap.servers": platform.endpoints["KAFKA_BOOTSTRAP_SERVERS"], "partitioner": "murmur2_random"}

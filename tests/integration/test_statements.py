@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import Engine, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from participant.batch import _READ_BARRIER
 from participant.inbox import claim
 from participant.local_transaction import is_infrastructure
 from participant.statements import Statement
@@ -68,3 +69,32 @@ def test_of_two_copies_the_first_is_claimed_once(engine: Engine) -> None:
         assert claim(connection, [4, 5], ["b", 'c"\\,{}']) == [5]
         assert claim(connection, [], []) == []
     assert ids(engine) == ["a", "b", 'c"\\,{}']
+
+
+def test_a_plan_of_a_small_barrier_is_not_kept_for_a_large_one(engine: Engine) -> None:
+    """Until it is analyzed, the table would be read as a whole for every batch."""
+    keys = {
+        "transaction_ids": "{" + ",".join(f"00000000-0000-0000-0000-0000000000{i:02x}" for i in range(10)) + "}",
+        "steps": "{" + ",".join(["s"] * 10) + "}",
+    }
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE fluxora.barrier"))
+    with engine.connect() as connection:
+        for _ in range(20):
+            _READ_BARRIER(connection, **keys)
+            connection.commit()
+        connection.execute(
+            text(
+                "INSERT INTO fluxora.barrier (transaction_id, step, operation, outcome) "
+                "SELECT gen_random_uuid(), 's', 'ACTION', 'DONE' FROM generate_series(1, 20000)"
+            )
+        )
+        connection.commit()
+        _READ_BARRIER(connection, **keys)
+        read = connection.scalar(
+            text("SELECT seq_tup_read FROM pg_stat_xact_user_tables WHERE relid = 'fluxora.barrier'::regclass")
+        )
+        connection.rollback()
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE fluxora.barrier"))
+    assert read == 0
